@@ -1,0 +1,46 @@
+# make demo      the main job in miniature; prints where the report lies
+# make test      the tests that need no GPU
+# make test-gpu  the tests that need one
+# make lint      ruff and mypy
+# Each makes .venv if it is not there or if what it is made from has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MADE := $(VENV)/.made
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+
+# Without a GPU the CPU build of torch, and no Unsloth, which cannot train there.
+ifeq ($(GPU),yes)
+EXTRAS := gpu,dev
+TORCH := "torch>=2.11,<2.15"
+else
+EXTRAS := dev
+TORCH := torch -c constraints-cpu.txt
+endif
+
+.PHONY: demo test test-gpu lint clean
+
+$(MADE): pyproject.toml constraints.txt constraints-cpu.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(MADE)
+	$(BIN)/peftmark run demo
+	$(BIN)/peftmark report runs/demo --published results --out runs/demo/report --title "peftmark demo"
+
+test: $(MADE)
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(MADE)
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+lint: $(MADE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,127 @@
+"""From a worker's journal and the sampler's timeline to a Record: the only place where records are made."""
+
+from pathlib import Path
+from typing import Any
+
+from bench import events
+from bench.cache import cache_dir, sha256_file
+from bench.cell import Cell
+from bench.environment import Environment
+from bench.record import AdapterFacts, FileRef, Phase, PhaseName, Record, Status, Steps, Timeline, TrainerReport
+
+TIMELINE = "timeline.parquet"
+JOURNAL = "journal.jsonl"
+KEPT = (JOURNAL, "worker.log")
+_SAMPLED = {
+    "nvml_process_bytes": "nvml_process_peak_bytes",
+    "nvml_device_bytes": "nvml_device_peak_bytes",
+    "host_rss_bytes": "host_rss_peak_bytes",
+}
+
+
+def record(
+    *,
+    id: str,
+    suite: str,
+    cell: Cell,
+    repeat: int,
+    environment: Environment,
+    started_at: str,
+    device_index: int | None = None,
+    folder: Path | None = None,
+    wall_s: float | None = None,
+    ended: tuple[Status, str] | None = None,
+    requested_hz: float = 0.0,
+) -> Record:
+    """The record of one run.
+
+    ``folder`` holds the journal and the timeline; None for a cell that never started. ``ended`` is how the parent saw
+    it end (timeout, killed, unsupported); without it the journal's own word counts.
+    """
+    journal = events.read(folder / JOURNAL) if folder else []
+    rows = _timeline_rows(folder / TIMELINE) if folder else {}
+    phases = _phases(journal, rows, wall_s)
+    status, message, failed_phase = _outcome(journal, ended, phases)
+    facts = {e["name"]: e["value"] for e in journal if e["event"] == "fact"}
+    timeline = None
+    if folder and rows:
+        others = [n for n in rows["other_processes"] if n is not None]
+        timeline = Timeline(
+            file=file_ref(folder / TIMELINE, folder), rows=len(rows["t_s"]), requested_hz=requested_hz,
+            other_gpu_processes=max(others, default=0),
+        )  # fmt: skip
+        if status == "ok" and timeline.other_gpu_processes:
+            status = "contaminated"
+            message = f"{timeline.other_gpu_processes} other compute process(es) used the GPU meanwhile"
+    return Record.model_validate(
+        {"adapter": AdapterFacts(), "trainer": TrainerReport()}
+        | facts
+        | {
+            "id": id, "suite": suite, "cell_digest": cell.digest, "cell": cell, "repeat": repeat, "status": status,
+            "failed_phase": failed_phase, "message": None if message is None else scrub(message),
+            "started_at": started_at, "wall_s": wall_s, "environment": environment, "device_index": device_index,
+            "phases": phases, "steps": _steps(journal), "timeline": timeline,
+            "files": [file_ref(folder / n, folder) for n in KEPT if (folder / n).exists()] if folder else [],
+        }
+    )  # fmt: skip
+
+
+def file_ref(path: Path, folder: Path) -> FileRef:
+    """Name, hash and size of a file beside the record."""
+    return FileRef(
+        path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
+    )  # fmt: skip
+
+
+def scrub(text: str) -> str:
+    """Text without this machine's folders: records are published."""
+    for folder, name in ((cache_dir(), "CACHE"), (Path.cwd(), "."), (Path.home(), "~")):
+        if len(str(folder)) > 1:
+            text = text.replace(str(folder), name)
+    return text
+
+
+def _outcome(
+    journal: list[dict[str, Any]], ended: tuple[Status, str] | None, phases: list[Phase]
+) -> tuple[Status, str | None, PhaseName | None]:
+    """(status, message, phase it failed in)."""
+    last = journal[-1] if journal else {}
+    where = phases[-1].name if phases else None
+    if ended:
+        return *ended, where
+    if last.get("event") == "done":
+        return "ok", None, None
+    if last.get("event") == "failed":
+        return last["status"], last["message"], where
+    return "crashed", "the worker ended without a word", where
+
+
+def _phases(journal: list[dict[str, Any]], rows: dict[str, list[Any]], wall_s: float | None) -> list[Phase]:
+    """Phases in order; one that was cut short ends with the journal, its torch peaks unknown."""
+    found: list[Phase] = []
+    begun = [(i, e) for i, e in enumerate(journal) if e["event"] == "phase"]
+    for i, event in begun:
+        ends = [e for e in journal[i:] if e["event"] == "peaks" and e["name"] == event["name"]]
+        following = [e["t_s"] for e in journal[i + 1 :] if e["event"] == "phase"]
+        last_word = wall_s if wall_s is not None else journal[-1]["t_s"]
+        end_s = ends[0]["t_s"] if ends else min([*following[:1], last_word])
+        peaks = {k: v for k, v in (ends[0] if ends else {}).items() if k.startswith("torch_")}
+        inside = [n for n, t in enumerate(rows.get("t_s", [])) if event["t_s"] <= t <= end_s]
+        for column, name in _SAMPLED.items():
+            values = [rows[column][n] for n in inside if rows[column][n] is not None]
+            peaks[name] = max(values) if values else None
+        found.append(Phase(name=event["name"], start_s=event["t_s"], wall_s=end_s - event["t_s"], **peaks))
+    return found
+
+
+def _steps(journal: list[dict[str, Any]]) -> Steps:
+    lines = [e for e in journal if e["event"] == "step"]
+    return Steps(**{name: [e.get(name) for e in lines] for name in Steps.model_fields})
+
+
+def _timeline_rows(path: Path) -> dict[str, list[Any]]:
+    if not path.exists():
+        return {}
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pydict()

@@ -1,0 +1,241 @@
+"""The command line: each command reads its arguments, calls one part of the harness and prints what came of it."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.errors import PeftmarkError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The same LoRA fine-tune with Hugging Face + PEFT and with Unsloth: speed, memory and accuracy, measured.",
+)
+out = Console()
+err = Console(stderr=True)
+RUNS = Path("runs")
+RESULTS = Path("results")
+
+SuiteArg = Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite.", metavar="SUITE")]
+OutOpt = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")]
+OfflineOpt = Annotated[bool, typer.Option("--offline", help="Touch no network; what is missing is an error.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors a user can mend are one message and exit code 2; Ctrl-C says that nothing is lost."""
+    try:
+        yield
+    except PeftmarkError as error:
+        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        err.print("stopped; finished cells are kept, and the same command goes on from them")
+        raise typer.Exit(130) from None
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+@app.command()
+def plan(suite: SuiteArg, as_json: JsonOpt = False) -> None:
+    """List a suite's cells: which can run here, which cannot and why, and what they cost where that is known."""
+    from bench import plan as planning
+
+    with _told():
+        made = _plan(suite)
+        if as_json:
+            print(planning.as_json(made))
+        else:
+            out.print(planning.table(made))
+
+
+@app.command()
+def fetch(suite: SuiteArg, offline: OfflineOpt = False) -> None:
+    """Make a suite's models, training data and evaluation tasks ready, and print their hashes."""
+    from bench import executor
+
+    with _told():
+        made = _plan(suite)
+        can = [job.cell for job in made.jobs if not job.unsupported]
+        table = Table("what", "name", "detail", "sha256")
+        for item in executor.prepare(can, _setting(made, offline, gpu=None)):
+            table.add_row(item["what"], item["name"], item["detail"], item["sha256"][:16])
+        out.print(table)
+
+
+@app.command()
+def run(
+    suite: SuiteArg,
+    out_dir: OutOpt = None,
+    offline: OfflineOpt = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is done; nothing is overwritten.")] = False,
+    gpu: Annotated[int | None, typer.Option("--gpu", help="Index of the GPU, as nvidia-smi counts.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run a suite's cells, each in a fresh process; a second run goes on where the first stopped.
+
+    Exit code 1 when a cell crashed, timed out, diverged or was contaminated; running out of memory and being
+    unsupported are results.
+    """
+    from bench import executor, progress
+    from bench.store import Store
+
+    with _told():
+        made = _plan(suite)
+        setting = _setting(made, offline, gpu)
+        store = Store(out_dir or RUNS / made.suite.name)
+        with store.locked():
+            store.keep_suite(made.suite.path.read_text())
+            records, broken = store.load()
+            for item in broken:
+                err.print(f"[yellow]skipped[/] {_plain(str(item.path))}: {_plain(item.reason)}")
+            known = [] if fresh else [item.record for item in records]
+            todo = [job for job in made.jobs if not executor.is_done(job, known, setting.environment)]
+            view = progress.make("json" if as_json else "quiet" if quiet else "auto")
+            can = [job.cell for job in todo if not job.unsupported]
+            if can:
+                executor.prepare(can, setting)
+            view.start(todo, done_already=len(made.jobs) - len(todo))
+            try:
+                done = executor.run(todo, setting, store, view)
+            finally:
+                view.stop()
+        if not as_json:
+            out.print(f"records in {store.root}; see them with: peftmark report {store.root} --out {store.root}/report")
+    bad = [r for r in done if r.status in ("crashed", "timeout", "diverged", "contaminated")]
+    raise typer.Exit(1 if bad else 0)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of records such as results/.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Where index.html, report.md and findings.json go.")],
+    published: Annotated[
+        list[Path] | None,
+        typer.Option("--published", help="Published records to show beside, as not from this machine."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "peftmark report",
+) -> None:
+    """Compare records and write the report: index.html, report.md, findings.json, and the table printed here."""
+    from bench import report as reporting
+
+    with _told():
+        own, beside = _load(runs), _load(published or [])
+        reporting.render(own, beside, out_dir, title)
+        for table in reporting.terminal_tables(own, beside):
+            out.print(table)
+        out.print(f"report: {(out_dir / 'index.html').resolve()}", soft_wrap=True)
+
+
+@app.command()
+def publish(
+    records: Annotated[list[Path], typer.Argument(help="Record folders, or run folders for all their records.")],
+    into: Annotated[Path, typer.Option(help="Folder of published records.")] = RESULTS,
+) -> None:
+    """Copy records, with timeline and evaluation files but without adapters and logs, into results/."""
+    from bench import store
+
+    with _told():
+        for item in _load(records):
+            out.print(f"published {store.publish(item, into)}", soft_wrap=True)
+
+
+@app.command()
+def schema(
+    out_file: Annotated[Path | None, typer.Option("--out", help="File to write; default standard output.")] = None,
+) -> None:
+    """Write the JSON Schema of suite files, so that editors complete and check them."""
+    from bench import suite
+
+    text = json.dumps(suite.json_schema(), indent=2) + "\n"
+    if out_file:
+        out_file.write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
+@app.command()
+def doctor(as_json: JsonOpt = False) -> None:
+    """Say what this machine can run, what is missing, and the command that mends it. Exit code 1 if nothing can run."""
+    from bench import doctor as doctoring
+    from bench import environment
+
+    checks = doctoring.diagnose(environment.current())
+    if as_json:
+        print(json.dumps([check.model_dump() for check in checks], indent=2))
+    else:
+        out.print(doctoring.render(checks))
+    raise typer.Exit(0 if doctoring.can_run(checks) else 1)
+
+
+@app.command(name="list")
+def list_(what: Annotated[Literal["models", "tasks", "backends", "suites"], typer.Argument()]) -> None:
+    """List the models, tasks, backends or suites that come with peftmark."""
+    from bench import backends, suite, tasks
+    from bench.models.catalogue import catalogue
+
+    if what == "models":
+        table = Table("name", "parameters", "Hugging Face id")
+        for entry in catalogue().values():
+            table.add_row(entry.name, f"{entry.published_parameters:,}", entry.hub_id)
+        out.print(table)
+        return
+    names = {"tasks": tasks.names, "backends": backends.names, "suites": suite.shipped}[what]()
+    for name in names:
+        print(name)
+
+
+def _plan(name: str):  # type: ignore[no-untyped-def]
+    from bench import environment, store, suite
+    from bench import plan as planning
+
+    loaded = suite.load(suite.find(name))
+    folders = [f for f in (RESULTS, RUNS / loaded.name) if f.is_dir()]
+    history = [item.record for folder in folders for item in store.load(folder)[0]]
+    return planning.plan(loaded, machine=environment.current(), history=history)
+
+
+def _setting(made, offline: bool, gpu: int | None):  # type: ignore[no-untyped-def]
+    from bench import environment
+    from bench.errors import InputError
+    from bench.executor import Setting
+
+    machine = environment.current()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    index = gpu if gpu is not None else int(visible) if visible.isdigit() else 0
+    if gpu is not None and gpu >= len(machine.gpus):
+        raise InputError("--gpu", f"there is no GPU {gpu} here; NVML sees {len(machine.gpus)}", "run `peftmark doctor`")
+    return Setting(
+        suite=made.suite.name, base=made.suite.base, timeout_s=made.suite.timeout_s, offline=offline,
+        environment=machine, device_index=index if machine.gpus else None,
+    )  # fmt: skip
+
+
+def _load(folders: list[Path]):  # type: ignore[no-untyped-def]
+    from bench import store
+    from bench.errors import InputError
+
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(str(folder), "no such folder", "give a run folder (runs/NAME) or results/")
+        good, broken = store.load(folder)
+        for item in broken:
+            err.print(f"[yellow]skipped[/] {_plain(str(item.path))}: {_plain(item.reason)}", soft_wrap=True)
+        if not good:
+            raise InputError(str(folder), "holds no records", "run a suite first: peftmark run demo")
+        found += good
+    return found

@@ -1,0 +1,165 @@
+"""Where records live: a run folder that is valid at every moment, whoever is killed.
+
+    RUN/suite.yaml                    the suite that was last run here
+    RUN/.lock                         held while a run writes here
+    RUN/work/ID/                      the cell being run; swept when the next run starts
+    RUN/records/SLUG/ID/record.json   one folder a record, with its timeline, evaluation and adapter beside it
+
+A record's folder is filled in ``work`` and renamed into ``records``: it is there whole or not at all, and never
+overwritten.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bench.cell import Cell
+from bench.errors import StoreError
+from bench.record import SCHEMA_VERSION, Record
+
+RECORD = "record.json"
+PUBLISHED = (RECORD, "timeline.parquet", "eval_before", "eval_after")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A record and where it was read from."""
+
+    record: Record
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A record file that is not a record, and why."""
+
+    path: Path
+    reason: str
+
+
+def new_id(cell: Cell) -> str:
+    """UTC time to the second, the cell's digest, and a random suffix."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{cell.digest[:8]}-{secrets.token_hex(2)}"
+
+
+class Store:
+    """One run folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for writing; a second run into it is refused. Sweeps what a killed run left half-done."""
+        with _disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = (self.root / ".lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise StoreError(
+                f"{self.root}: another run is writing here\n  mend: wait for it, stop it, or give --out another folder"
+            ) from None
+        try:
+            shutil.rmtree(self.root / "work", ignore_errors=True)
+            yield
+        finally:
+            file.close()
+
+    def workspace(self, id: str) -> Path:
+        """A fresh folder for the cell being run."""
+        folder = self.root / "work" / id
+        with _disk_errors(folder):
+            folder.mkdir(parents=True)
+        return folder
+
+    def add(self, record: Record, workspace: Path) -> Path:
+        """Write the record into its workspace and move that into ``records``; returns the record's folder."""
+        target = self.root / "records" / record.cell.slug / record.id
+        with _disk_errors(target):
+            if target.exists():
+                raise StoreError(f"{target}: a record of that id is there already; records are never overwritten")
+            text = record.model_dump_json(indent=1)
+            with (workspace / RECORD).open("w") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            workspace.rename(target)
+        return target
+
+    def discard(self, workspace: Path) -> None:
+        """Drop the workspace of a cell that was interrupted."""
+        shutil.rmtree(workspace, ignore_errors=True)
+
+    def keep_suite(self, text: str) -> None:
+        """Keep the suite file's text beside its records."""
+        with _disk_errors(self.root):
+            (self.root / "suite.yaml").write_text(text)
+
+    def load(self) -> tuple[list[Loaded], list[Unreadable]]:
+        """Every record below the folder, oldest first, and every file that could not be read as one."""
+        return load(self.root)
+
+
+def load(folder: Path) -> tuple[list[Loaded], list[Unreadable]]:
+    """Read all records below ``folder``; broken ones are reported, never fatal."""
+    good: list[Loaded] = []
+    bad: list[Unreadable] = []
+    for path in sorted(folder.rglob(RECORD)):
+        if "work" in path.relative_to(folder).parts[:1]:
+            continue
+        try:
+            content = json.loads(path.read_text())
+            version = content["schema_version"]
+            if version > SCHEMA_VERSION:
+                bad.append(Unreadable(path, f"schema version {version} is newer than this peftmark; upgrade it"))
+                continue
+            good.append(Loaded(Record.model_validate(content), path.parent))
+        except (ValueError, KeyError, TypeError, ValidationError, OSError) as error:
+            bad.append(Unreadable(path, f"not a whole record: {str(error).splitlines()[0]}"))
+    return sorted(good, key=lambda item: item.record.id), bad
+
+
+def publish(loaded: Loaded, into: Path) -> Path:
+    """Copy a record with its timeline and evaluation files (not its adapter or log) below ``into``."""
+    target = into / loaded.record.cell.slug / loaded.record.id
+    with _disk_errors(target):
+        if target.exists():
+            raise StoreError(f"{target}: already published; records are never overwritten")
+        draft = target.with_name("." + target.name)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name in PUBLISHED:
+            source = loaded.folder / name
+            if source.is_dir():
+                shutil.copytree(source, draft / name)
+            elif source.exists():
+                shutil.copy(source, draft / name)
+        draft.rename(target)
+    return target
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """A full or read-only disk becomes one sentence that says what was kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise StoreError(
+            f"{path}: {os.strerror(error.errno or 0)}\n"
+            "  mend: free space or give another --out; finished cells are kept, and the same command goes on from them"
+        ) from error

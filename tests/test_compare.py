@@ -1,0 +1,255 @@
+"""Derived statistics and findings against numbers known beforehand, from made-up records of a 'Test GPU'."""
+
+import pytest
+
+from bench.compare import derive, findings, known_config, pairs
+from bench.finding import Finding
+from bench.record import DataFacts, Phase, Steps
+from tests.synthetic import GIB, environment, evaluation, record, unfinished
+
+
+def only(found: list[Finding]) -> Finding:
+    assert len(found) == 1
+    return found[0]
+
+
+# ---- one record -----------------------------------------------------------------------------------------------------
+
+
+def test_throughput_is_sum_of_tokens_over_sum_of_timed_seconds() -> None:
+    derived = derive(record(step_s=(1.0, 1.0, 1.0, 5.0)))
+    assert derived.timed_steps == 4
+    assert derived.tokens_per_s == 3200 / 8
+    assert derived.padded_tokens_per_s == 4000 / 8
+    assert derived.samples_per_s == 32 / 8
+    assert derived.step_s_median == 1.0
+    assert derived.tokens_per_s_by_median_step == 800
+    assert derived.step_s_p10 == 1.0
+    assert derived.step_s_p90 == pytest.approx(1 + 0.7 * 4)  # linear between the third and fourth of four
+
+
+def test_one_timed_step_is_its_own_percentiles() -> None:
+    derived = derive(record(step_s=(2.0,)))
+    assert (derived.step_s_median, derived.step_s_p10, derived.step_s_p90) == (2.0, 2.0, 2.0)
+
+
+def test_peaks_are_of_training_under_each_meter() -> None:
+    derived = derive(record(peak_gib=20))
+    assert derived.training_peaks == {
+        "torch_allocated": 20 * GIB, "torch_reserved": 21 * GIB, "nvml_process": 22 * GIB, "nvml_device": 23 * GIB,
+    }  # fmt: skip
+    assert derived.load_peaks["torch_allocated"] == 6 * GIB
+    assert derived.load_peaks["nvml_process"] is None
+
+
+def test_warmup_peak_above_steady_counts_and_an_unmetered_steady_phase_is_unknown() -> None:
+    warmup = Phase(name="warmup", start_s=0, wall_s=1, torch_allocated_peak_bytes=9, nvml_process_peak_bytes=9)
+    steady = Phase(name="steady", start_s=1, wall_s=1, torch_allocated_peak_bytes=4)
+    peaks = derive(record(phases=[warmup, steady])).training_peaks
+    assert peaks["torch_allocated"] == 9
+    assert peaks["nvml_process"] is None
+
+
+def test_startup_is_everything_before_the_steady_steps() -> None:
+    assert derive(record(import_s=5)).startup_s == 5 + 7 + 1 + 12
+    assert derive(record(phases=[Phase(name="load", start_s=0, wall_s=1)])).startup_s is None
+
+
+def test_trainer_check_agrees_over_the_same_steps_and_shows_a_slower_clock() -> None:
+    check = derive(record()).trainer
+    assert check is not None
+    assert (check.counts, check.tokens_per_s, check.own_tokens_per_s) == ("padded", 1000, 1000)
+    assert check.relative_difference == 0
+
+    steps = record().steps
+    late = [*steps.trainer_log_s[:-1], steps.trainer_log_s[-1] + 1.0]  # five seconds for four one-second steps
+    slower = derive(record(steps=steps.model_copy(update={"trainer_log_s": late}))).trainer
+    assert slower is not None and slower.relative_difference == pytest.approx(4 / 5 - 1)
+
+    off = [n + (7 if i == 5 else 0) for i, n in enumerate(steps.trainer_tokens_seen) if n is not None]
+    assert derive(record(steps=steps.model_copy(update={"trainer_tokens_seen": off}))).trainer.counts == "neither"  # type: ignore[union-attr]
+
+    unknown = steps.model_copy(update={"trainer_tokens_seen": [None] * 6})
+    assert derive(record(steps=unknown)).trainer is None
+
+
+def test_trainer_check_without_untimed_steps_leaves_out_the_first() -> None:
+    steps = record().steps
+    check = derive(record(cell={"untimed_steps": 0}, steps=steps)).trainer
+    assert check is not None
+    assert check.own_tokens_per_s == pytest.approx(5000 / 6)
+    assert check.relative_difference == pytest.approx(0)
+
+
+def test_mfu_needs_a_known_gpu_and_architecture() -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 32,
+    }  # fmt: skip
+    h100 = environment("NVIDIA H100 80GB HBM3")
+    full = {"method": "full"}  # rows of 1000 / 8 = 125 positions
+    flops_per_step = 1000 * (6 * 1408 + 12 * 8 * 2 * 125)
+    assert derive(record(env=h100, cell=full), lambda r: config).mfu == pytest.approx(flops_per_step / 1.0 / 989.4e12)
+    assert derive(record(env=h100), lambda r: {**config, "model_type": "mamba"}).mfu is None
+    assert derive(record(env=h100), lambda r: None).mfu is None
+    assert derive(record(env=h100, cell={"precision": "fp32"}), lambda r: config).mfu is None
+    assert derive(record(), lambda r: config).mfu is None
+
+
+def test_configurations_come_from_the_catalogue_and_never_from_a_folder_that_may_have_changed() -> None:
+    random = known_config(record(cell={"source": "random"}))
+    assert random is not None and random["hidden_size"] == 4096
+    assert known_config(record(cell={"source": "random", "model": "no-such-model"})) is None
+    assert known_config(record(cell={"source": "local", "model": "/no/such/folder"})) is None
+
+
+def test_a_failed_run_has_no_throughput_but_keeps_its_peaks() -> None:
+    derived = derive(record(status="oom", failed_phase="steady"))
+    assert derived.tokens_per_s is None and derived.mfu is None and derived.trainer is None
+    assert derived.training_peaks["nvml_process"] == 22 * GIB
+
+
+# ---- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def test_speedup_memory_saving_and_break_even() -> None:
+    base = record("hf-peft", step_s=(2.0,) * 4, peak_gib=20, import_s=5)
+    cand = record("unsloth", step_s=(1.0,) * 4, peak_gib=10, import_s=40)
+    finding = only(findings([cand, base]))
+    assert finding.verdict == "measured" and finding.why == ""
+    assert finding.baseline is not None and finding.candidate is not None
+    assert (finding.baseline.tokens_per_s, finding.candidate.tokens_per_s) == (400, 800)
+    assert finding.speedup == 2.0
+    assert finding.memory["torch_allocated"].saving == 0.5
+    assert finding.memory["torch_reserved"].saving == pytest.approx(1 - 11 / 21)
+    assert finding.memory["nvml_process"].saving == pytest.approx(1 - 12 / 22)
+    assert finding.memory["nvml_device"].saving == pytest.approx(1 - 13 / 23)
+    assert finding.break_even_steps == 35  # 35 s dearer start, 1 s saved a step
+    assert finding.speedup_interval is None and finding.no_interval_because == "1 process a side"
+
+
+def test_no_break_even_when_the_candidate_is_slower_or_starts_sooner() -> None:
+    base = record("hf-peft", step_s=(1.0,) * 4, import_s=5)
+    assert only(findings([base, record("unsloth", step_s=(2.0,) * 4, import_s=40)])).break_even_steps is None
+    assert only(findings([base, record("unsloth", step_s=(0.5,) * 4, import_s=1)])).break_even_steps is None
+
+
+def test_more_memory_is_a_negative_saving() -> None:
+    finding = only(findings([record("hf-peft", peak_gib=10), record("unsloth", peak_gib=15)]))
+    assert finding.memory["torch_allocated"].saving == -0.5
+
+
+def test_repeats_are_one_side_with_a_median_and_an_interval() -> None:
+    base = [record("hf-peft", step_s=(s,) * 4, serial=i) for i, s in enumerate((2.0, 2.1, 1.9))]
+    cand = [record("unsloth", step_s=(s,) * 4, serial=i) for i, s in enumerate((1.0, 1.1, 0.9))]
+    finding = only(findings(base + cand))
+    assert finding.baseline is not None and finding.baseline.processes == 3
+    assert finding.speedup == pytest.approx(2.0)
+    interval = finding.speedup_interval
+    assert interval is not None and finding.no_interval_because is None
+    assert 1.9 / 1.1 - 1e-9 <= interval.low < 2.0 < interval.high <= 2.1 / 0.9 + 1e-9
+    assert only(findings(base + cand)).speedup_interval == interval  # seeded
+    saving = finding.memory["torch_allocated"]
+    assert saving.saving == 0 and saving.interval is not None and (saving.interval.low, saving.interval.high) == (0, 0)
+
+
+def test_every_record_appears_when_there_are_three_backends() -> None:
+    records = [record(name) for name in ("hf-peft", "unsloth", "hf-peft+liger")]
+    assert [(len(p.baseline), p.candidate[0].cell.backend) for p in pairs(records)] == [
+        (1, "hf-peft+liger"), (1, "unsloth"),
+    ]  # fmt: skip
+
+
+def test_other_settings_apart_are_not_paired() -> None:
+    found = findings([record("hf-peft", cell={"r": 8}), record("unsloth", cell={"r": 16})])
+    assert [f.verdict for f in found] == ["not comparable"] * 2
+    assert found[0].why == "no record of this cell with another backend"
+    assert found[1].why == "no record of this cell with hf-peft"
+
+
+def test_unlike_environments_are_not_paired_and_the_key_is_named() -> None:
+    base = record("hf-peft", env=environment(torch="2.11.0"))
+    cand = record("unsloth", env=environment(torch="2.12.0"))
+    found = findings([base, cand])
+    assert [f.verdict for f in found] == ["not comparable"] * 2
+    assert all(f.speedup is None and f.memory["nvml_process"].saving is None for f in found)
+    assert "package.torch: 2.11.0 here, 2.12.0 there" in found[0].why + found[1].why
+    assert "driver" not in found[0].why
+
+
+def test_different_token_streams_are_not_comparable() -> None:
+    other = DataFacts(train_sha256="d" * 64, stream_sha256="6" * 64, stream_checked_in_forward=True)
+    finding = only(findings([record("hf-peft"), record("unsloth", data=other)]))
+    assert finding.verdict == "not comparable" and "token streams" in finding.why
+    assert finding.speedup is None and finding.memory["nvml_process"].saving is None
+    assert finding.candidate is not None and finding.candidate.tokens_per_s == 800
+    assert finding.parity is not None and finding.parity.same_stream is False
+
+
+def test_parity_states_facts() -> None:
+    steps = record().steps
+    cand = record("unsloth", steps=steps.model_copy(update={"loss": [2.25, *steps.loss[1:]]}), adapter={})
+    parity = only(findings([record("hf-peft"), cand])).parity
+    assert parity is not None
+    assert parity.same_stream is True and parity.same_train_data is True and parity.same_weights is True
+    assert parity.same_initial_adapter is None  # one side did not say
+    assert parity.stream_seen_by_model is True
+    assert parity.step1_loss_difference == 0.25
+
+
+def test_accuracy_of_both_sides_before_and_after() -> None:
+    base = record("hf-peft", eval_before=evaluation(0.01), eval_after=evaluation(0.44))
+    cand = record("unsloth", eval_before=evaluation(0.02), eval_after=evaluation(0.47))
+    finding = only(findings([base, cand]))
+    values = [
+        side.accuracy_before.value if when == "before" else side.accuracy_after.value  # type: ignore[union-attr]
+        for side in (finding.baseline, finding.candidate) if side
+        for when in ("before", "after")
+    ]  # fmt: skip
+    assert values == [0.01, 0.44, 0.02, 0.47]
+
+
+# ---- failures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_side_stays_with_its_status_and_message() -> None:
+    finding = only(findings([record("hf-peft"), unfinished("unsloth", "oom", "out of memory", "warmup")]))
+    assert finding.verdict == "failed"
+    assert finding.why == "unsloth: oom in warmup: out of memory"
+    assert finding.baseline is not None and finding.baseline.tokens_per_s == 800
+    assert finding.candidate is not None and finding.candidate.status == "oom"
+    assert finding.speedup is None
+
+
+def test_an_unsupported_side_is_its_own_verdict() -> None:
+    finding = only(findings([record("hf-peft"), unfinished("unsloth", "unsupported", "needs an NVIDIA GPU", None)]))
+    assert finding.verdict == "unsupported" and finding.why == "unsloth: unsupported: needs an NVIDIA GPU"
+    both = [unfinished("hf-peft", "crashed", "boom"), unfinished("unsloth", "unsupported", "needs a GPU", None)]
+    assert only(findings(both)).verdict == "failed"
+
+
+def test_a_crash_beside_finished_repeats_is_kept_and_does_not_count() -> None:
+    base = [record("hf-peft", serial=0), unfinished("hf-peft", "crashed", "killed", serial=1)]
+    finding = only(findings([*base, record("unsloth")]))
+    assert finding.verdict == "measured"
+    assert finding.baseline is not None and finding.baseline.processes == 1
+    assert [(f.status, f.message) for f in finding.baseline.failures] == [("crashed", "killed")]
+    assert len(finding.baseline.record_ids) == 2
+
+
+def test_a_lone_unsupported_side_says_both() -> None:
+    finding = only(findings([unfinished("unsloth", "unsupported", "needs an NVIDIA GPU", None)]))
+    assert finding.verdict == "unsupported"
+    assert finding.why.endswith("needs an NVIDIA GPU; no record of this cell with hf-peft")
+    assert finding.baseline is None
+
+
+def test_a_finished_run_without_steps_measures_nothing() -> None:
+    finding = only(findings([record("hf-peft", steps=Steps()), record("unsloth")]))
+    assert finding.speedup is None and finding.break_even_steps is None
+    assert finding.verdict == "not comparable" and finding.why == "no timed step of hf-peft"
+
+
+def test_findings_round_trip_through_json() -> None:
+    finding = only(findings([record("hf-peft"), record("unsloth", peak_gib=7)]))
+    assert Finding.model_validate_json(finding.model_dump_json()) == finding
