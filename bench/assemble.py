@@ -11,7 +11,6 @@ from bench.record import AdapterFacts, FileRef, Phase, PhaseName, Record, Status
 
 TIMELINE = "timeline.parquet"
 JOURNAL = "journal.jsonl"
-KEPT = (JOURNAL, "worker.log")
 _SAMPLED = {
     "nvml_process_bytes": "nvml_process_peak_bytes",
     "nvml_device_bytes": "nvml_device_peak_bytes",
@@ -61,7 +60,6 @@ def record(
             "failed_phase": failed_phase, "message": None if message is None else scrub(message),
             "started_at": started_at, "wall_s": wall_s, "environment": environment, "device_index": device_index,
             "phases": phases, "steps": _steps(journal), "timeline": timeline,
-            "files": [file_ref(folder / n, folder) for n in KEPT if (folder / n).exists()] if folder else [],
         }
     )  # fmt: skip
 

@@ -116,11 +116,12 @@ def _checkpointing(model: Any) -> str:
 
 
 def _runs_unsloth(model: Any) -> bool:
-    """Whether the code that forwards the model's blocks was written by Unsloth, not merely imported."""
-    return any("unsloth" in (getattr(type(m).forward, "__module__", "") or "") for m in model.modules()) or any(
-        "unsloth" in (getattr(getattr(m.__dict__.get("forward"), "__func__", None), "__module__", "") or "")
-        for m in model.modules()
-    )
+    """Whether Unsloth's own code forwards the model, from its model files or its compiled ones; imported is not enough.
+
+    Its fallback for machines without a GPU leaves stock classes behind (``unsloth._cpu_init``): that is not Unsloth.
+    """
+    homes = {getattr(type(m).forward, "__module__", None) or "" for m in model.modules()}
+    return any(home.startswith("unsloth.models.") or "unsloth_compiled" in home for home in homes)
 
 
 def _fused_lora(model: Any) -> int:

@@ -7,6 +7,7 @@ journal and the sampler's timeline. It survives what the worker does not; when i
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,7 @@ def _run_worker(
                 with suppress(subprocess.TimeoutExpired):  # then its columns stay missing
                     sampler.wait(GRACE_S)
     job_file.unlink()
+    shutil.rmtree(workspace / "trainer", ignore_errors=True)  # Trainer's output_dir: nothing is saved there
     return ended
 
 

@@ -173,8 +173,12 @@ def table(made: Plan) -> Table:
     """The plan for a terminal: one row a cell."""
     jobs = [job for job in made.jobs if job.repeat == 0]
     usual = ["model", "backend", "method", "r", "precision"]
-    columns = usual + [axis for axis in made.suite.axes if axis not in usual]
-    shown = Table(title=f"{made.suite.name}: {len(jobs)} cells, {len(made.jobs)} runs", title_justify="left")
+    names = usual + [axis for axis in made.suite.axes if axis not in usual]
+    same = [name for name in names if len({getattr(job.cell, name) for job in jobs}) == 1]
+    columns = [name for name in names if name not in same]
+    title = f"{made.suite.name}: {len(jobs)} cells, {len(made.jobs)} runs"
+    shared = ", ".join(f"{name} {_short(getattr(jobs[0].cell, name))}" for name in same)
+    shown = Table(title=f"{title}\nall with {escape(shared)}" if same else title, title_justify="left")
     for name in ["#", *columns, "runs", "GPU min", "VRAM GiB", "here"]:
         shown.add_column(name, justify="right" if name in ("#", "r", "runs", "GPU min", "VRAM GiB") else "left")
     for number, job in enumerate(jobs, 1):

@@ -6,8 +6,6 @@ seconds are seconds of the monotonic clock since the worker was started, unless 
 
 from typing import Literal
 
-from pydantic import Field
-
 from bench.cell import Cell, Frozen
 from bench.environment import Environment
 
@@ -123,7 +121,6 @@ class TrainerReport(Frozen):
     """Trainer's own summary of the whole run (warm-up included): a cross-check, not our measurement."""
 
     train_runtime_s: float | None = None
-    train_tokens_per_s: float | None = None
     train_loss: float | None = None
 
 
@@ -167,8 +164,6 @@ class Record(Frozen):
     eval_before: EvalResult | None = None
     eval_after: EvalResult | None = None
     timeline: Timeline | None = None
-    files: list[FileRef] = Field(default=[])
-    """Logs and other files beside the record."""
 
     def phase(self, name: PhaseName) -> Phase | None:
         """The phase of that name, if the run reached it."""

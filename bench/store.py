@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -50,6 +51,12 @@ class Unreadable:
 def new_id(cell: Cell) -> str:
     """UTC time to the second, the cell's digest, and a random suffix."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{cell.digest[:8]}-{secrets.token_hex(2)}"
+
+
+def readable_json(record: Record) -> str:
+    """The record as indented JSON, a list of numbers or strings on one line."""
+    text = record.model_dump_json(indent=1)
+    return re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s*\]", lambda m: "[" + re.sub(r"\n\s+", " ", m[1]) + "]", text) + "\n"
 
 
 class Store:
@@ -90,9 +97,8 @@ class Store:
         with _disk_errors(target):
             if target.exists():
                 raise StoreError(f"{target}: a record of that id is there already; records are never overwritten")
-            text = record.model_dump_json(indent=1)
             with (workspace / RECORD).open("w") as file:
-                file.write(text + "\n")
+                file.write(readable_json(record))
                 file.flush()
                 os.fsync(file.fileno())
             target.parent.mkdir(parents=True, exist_ok=True)

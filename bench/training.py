@@ -115,7 +115,6 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
         "trainer",
         TrainerReport(
             train_runtime_s=summary.get("train_runtime"),
-            train_tokens_per_s=summary.get("train_tokens_per_second"),
             train_loss=summary.get("train_loss"),
         ),
     )

@@ -15,6 +15,9 @@ from bench.cell import Cell
 from bench.environment import Environment
 from bench.events import Journal
 
+OFFLOAD_FROM_TOKENS = 512
+"""Shortest ``max_length`` at which its 'unsloth' checkpointing offloads (``apply_unsloth_gradient_checkpointing``)."""
+
 
 class Unsloth:
     """The candidate."""
@@ -27,6 +30,10 @@ class Unsloth:
             return "unsloth is not installed: pip install 'peftmark[gpu]'"
         if cell.method == "dora":
             return "Unsloth has no fused DoRA: its get_peft_model would run PEFT's own, which is not the claim"
+        if cell.gradient_checkpointing == "unsloth" and cell.max_length < OFFLOAD_FROM_TOKENS:
+            return (
+                f"below {OFFLOAD_FROM_TOKENS} tokens Unsloth replaces its checkpointing by the plain kind; ask for 'on'"
+            )
         if cell.attention == "eager":
             return "Unsloth replaces attention and has no eager path to ask for"
         return torch_unsupported(cell, machine)
@@ -98,6 +105,8 @@ class Unsloth:
     def requested(self, cell: Cell) -> dict[str, str]:
         """See ``TorchBackend``."""
         mode = {"unsloth": "unsloth", True: "on", False: "off"}[_checkpointing(cell)]
+        if mode == "unsloth" and cell.max_length < OFFLOAD_FROM_TOKENS:
+            mode = "on"
         return {"gradient_checkpointing": mode, "implementation": "unsloth"}
 
 

@@ -134,7 +134,7 @@ def _detail(loaded: Loaded, out: Path, config_of: ConfigOf) -> Detail:
 def _file_refs(record: Record) -> list[FileRef]:
     evaluations = [one for one in (record.eval_before, record.eval_after) if one]
     timeline = [record.timeline.file] if record.timeline else []
-    return [*record.files, *timeline, *(ref for one in evaluations for ref in (one.results, one.samples))]
+    return [*timeline, *(ref for one in evaluations for ref in (one.results, one.samples))]
 
 
 def _relative(path: Path, out: Path) -> str:
