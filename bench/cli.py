@@ -81,6 +81,7 @@ def run(
     out_dir: OutOpt = None,
     offline: OfflineOpt = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is done; nothing is overwritten.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first bad record.")] = False,
     gpu: Annotated[int | None, typer.Option("--gpu", help="Index of the GPU, as nvidia-smi counts.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary alone.")] = False,
     as_json: JsonOpt = False,
@@ -110,13 +111,12 @@ def run(
                 executor.prepare(can, setting)
             view.start(todo, done_already=len(made.jobs) - len(todo))
             try:
-                done = executor.run(todo, setting, store, view)
+                done = executor.run(todo, setting, store, view, fail_fast=fail_fast)
             finally:
                 view.stop()
         if not as_json:
             out.print(f"records in {store.root}; see them with: peftmark report {store.root} --out {store.root}/report")
-    bad = [r for r in done if r.status in ("crashed", "timeout", "diverged", "contaminated")]
-    raise typer.Exit(1 if bad else 0)
+    raise typer.Exit(1 if any(r.status in executor.BAD for r in done) else 0)
 
 
 @app.command()

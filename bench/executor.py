@@ -34,6 +34,8 @@ POLL_S = 0.2
 GRACE_S = 10.0
 KEEP = ("ok", "oom", "diverged", "unsupported")
 """Statuses that a second run does not try again: the same cell would end the same way."""
+BAD = ("crashed", "timeout", "diverged", "contaminated")
+"""Statuses that call for a look; out of memory and unsupported are results."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,12 @@ def is_done(job: Job, records: list[Record], environment: Environment) -> bool:
     )
 
 
-def run(jobs: list[Job], setting: Setting, store: Store, progress: Progress) -> list[Record]:
+def run(
+    jobs: list[Job], setting: Setting, store: Store, progress: Progress, *, fail_fast: bool = False
+) -> list[Record]:
     """Run jobs in order and store a record of each, those that cannot run here included.
+
+    ``fail_fast`` stops after the first record whose status is in ``BAD``.
 
     Ctrl-C and SIGTERM stop the running cell, leave no record of it, and raise KeyboardInterrupt.
     """
@@ -78,6 +84,8 @@ def run(jobs: list[Job], setting: Setting, store: Store, progress: Progress) -> 
             store.add(record, workspace)
             made.append(record)
             progress.job_finished(job, record.status, record.message, record.wall_s)
+            if fail_fast and record.status in BAD:
+                break
     return made
 
 
