@@ -17,7 +17,6 @@ from pathlib import Path
 
 from bench.cache import cache_dir, publish_folder, sha256_file
 from bench.cell import Cell, digest_of
-from bench.environment import package_version
 from bench.errors import InputError, nearest
 from bench.tasks import generated, loaded
 from bench.tasks.item import Item, is_held_out
@@ -119,7 +118,7 @@ def read_items(path: Path) -> list[Item]:
 def _source_identity(cell: Cell, base: Path | None) -> object:
     """What the items depend on besides the task's name and the sizes."""
     if cell.task in generated.TASKS:
-        return {"reasoning_gym": package_version("reasoning-gym")}
+        return {"reasoning_gym": generated.REASONING_GYM}
     if cell.custom_task is None:
         return loaded.GSM8K
     definition = cell.custom_task.model_dump(mode="json", exclude={"path"})

@@ -12,8 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bench.environment import package_version
+from bench.errors import InputError
 from bench.tasks.item import Item
 
+REASONING_GYM = "0.1.25"
+"""The version whose output these tasks are; a host that only reads materialised files need not have it."""
 TRAIN_SEED = 20_000_000
 TEST_SEED = 40_000_000
 """Far apart: a generator's item i under seed s is its item i - 1 under seed s + 1."""
@@ -32,7 +36,13 @@ class Generated:
     to_item: Callable[[dict[str, Any]], Item]
 
     def draw(self, seed: int) -> Iterator[Item]:
-        """Items in the generator's order; repeats included."""
+        """Items in the generator's order; repeats included. Raises InputError where the pinned version is missing."""
+        if (installed := package_version("reasoning-gym")) != REASONING_GYM:
+            raise InputError(
+                f"task of reasoning-gym's {self.generator}",
+                f"needs reasoning-gym {REASONING_GYM}, here is {installed or 'none'}",
+                f"pip install reasoning-gym=={REASONING_GYM}, or copy the task's folder from another machine's cache",
+            )
         import reasoning_gym
 
         dataset = reasoning_gym.create_dataset(self.generator, seed=seed, size=MAX_DRAWS, **self.config)
