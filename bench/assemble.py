@@ -72,7 +72,8 @@ def file_ref(path: Path, folder: Path) -> FileRef:
 
 
 def scrub(text: str) -> str:
-    """Text without this machine's folders: records are published."""
+    """Text without this machine's folders, since records are published; lone surrogates, which are no JSON, as '?'."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
     for folder, name in ((cache_dir(), "CACHE"), (Path.cwd(), "."), (Path.home(), "~")):
         if len(str(folder)) > 1:
             text = text.replace(str(folder), name)

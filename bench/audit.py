@@ -19,6 +19,9 @@ def requested(cell: Cell) -> dict[str, str]:
     wanted: dict[str, str] = {"base_precision": cell.precision}
     if cell.attention != "auto":
         wanted["attention"] = cell.attention
+    if cell.padding_free != "auto":
+        wanted["padding_free"] = str(cell.padding_free == "on")
+    wanted["adapter"] = {"full": "none", "dora": "dora"}.get(cell.method, "lora")
     if cell.method != "full":
         wanted["lora_rank"] = str(cell.r)
         wanted["lora_scaling"] = _number(cell.alpha / (cell.r or 1) ** (0.5 if cell.method == "rslora" else 1.0))
@@ -33,6 +36,7 @@ def effective(model: Any, optimizer: Any = None) -> dict[str, str]:
         "base_precision": _base_precision(model),
         "quantised_modules": _counts(_quantised_kind(m) for m in model.modules()),
         "base_dtypes": _counts(str(p.dtype) for n, p in parameters if "lora_" not in n and not _is_packed(p)),
+        "adapter": _adapter_kind(model),
         "adapter_dtypes": _counts(str(p.dtype) for p in adapter),
         "parameters_trainable": str(sum(p.numel() for _, p in parameters if p.requires_grad)),
         "attention": str(getattr(model.config, "_attn_implementation", "unknown")),
@@ -57,10 +61,11 @@ def effective(model: Any, optimizer: Any = None) -> dict[str, str]:
 
 
 def check(wanted: dict[str, str], found: dict[str, str]) -> list[AuditEntry]:
-    """One entry per reading, in order, with what was asked of it."""
+    """One entry per reading, in order, with what was asked of it; then what was asked for and could not be read."""
+    unread = {k: None for k in wanted if k not in found}
     return [
         AuditEntry(name=k, requested=wanted.get(k), effective=v, ok=k not in wanted or wanted[k] == v)
-        for k, v in found.items()
+        for k, v in (found | unread).items()
     ]
 
 
@@ -72,6 +77,8 @@ def fail_on_mismatch(entries: list[AuditEntry]) -> None:
 
 
 def _quantised_kind(module: Any) -> str | None:
+    if hasattr(module, "base_layer"):  # PEFT's wrapper has the class name of what it wraps
+        return None
     for cls in type(module).__mro__:
         if cls.__name__ in QUANTISED:
             return cls.__name__
@@ -94,6 +101,13 @@ def _base_precision(model: Any) -> str:
         elif isinstance(module, torch.nn.Linear):
             sizes[names.get(module.weight.dtype, str(module.weight.dtype))] += module.weight.numel()
     return sizes.most_common(1)[0][0] if sizes else "unknown"
+
+
+def _adapter_kind(model: Any) -> str:
+    """none, lora, or dora: a LoRA layer with PEFT's magnitude vector."""
+    layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
+    magnitudes = [m for m in layers if len(getattr(m, "lora_magnitude_vector", ()))]
+    return "dora" if magnitudes else "lora" if layers else "none"
 
 
 def _is_packed(parameter: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.errors import PeftmarkError
@@ -45,7 +46,7 @@ def _told() -> Iterator[None]:
 
 
 def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+    return escape(text)
 
 
 @app.command()
@@ -99,10 +100,10 @@ def run(
         setting = _setting(made, offline, gpu)
         store = Store(out_dir or RUNS / made.suite.name)
         with store.locked():
-            store.keep_suite(made.suite.path.read_text())
+            store.keep_suite(made.suite.path.read_text(encoding="utf-8"))
             records, broken = store.load()
             for item in broken:
-                err.print(f"[yellow]skipped[/] {_plain(str(item.path))}: {_plain(item.reason)}")
+                err.print(f"[yellow]skipped[/] {_plain(str(item.path))}: {_plain(item.reason)}", soft_wrap=True)
             known = [] if fresh else [item.record for item in records]
             todo = [job for job in made.jobs if not executor.is_done(job, known, setting.environment)]
             view = progress.make("json" if as_json else "quiet" if quiet else "auto")
@@ -115,7 +116,10 @@ def run(
             finally:
                 view.stop()
         if not as_json:
-            out.print(f"records in {store.root}; see them with: peftmark report {store.root} --out {store.root}/report")
+            where = _plain(str(store.root))
+            out.print(
+                f"records in {where}; see them with: peftmark report {where} --out {where}/report", soft_wrap=True
+            )
     raise typer.Exit(1 if any(r.status in executor.BAD for r in done) else 0)
 
 
@@ -137,7 +141,7 @@ def report(
         reporting.render(own, beside, out_dir, title)
         for table in reporting.terminal_tables(own, beside):
             out.print(table)
-        out.print(f"report: {(out_dir / 'index.html').resolve()}", soft_wrap=True)
+        out.print(f"report: {_plain(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)
 
 
 @app.command()
@@ -150,7 +154,7 @@ def publish(
 
     with _told():
         for item in _load(records):
-            out.print(f"published {store.publish(item, into)}", soft_wrap=True)
+            out.print(f"published {_plain(str(store.publish(item, into)))}", soft_wrap=True)
 
 
 @app.command()
@@ -216,7 +220,7 @@ def _setting(made, offline: bool, gpu: int | None):  # type: ignore[no-untyped-d
     machine = environment.current()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
     index = gpu if gpu is not None else int(visible) if visible.isdigit() else 0
-    if gpu is not None and gpu >= len(machine.gpus):
+    if gpu is not None and not 0 <= gpu < len(machine.gpus):
         raise InputError("--gpu", f"there is no GPU {gpu} here; NVML sees {len(machine.gpus)}", "run `peftmark doctor`")
     return Setting(
         suite=made.suite.name, base=made.suite.base, timeout_s=made.suite.timeout_s, offline=offline,

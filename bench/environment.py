@@ -181,8 +181,9 @@ def harness_sha256() -> str:
 def _git() -> tuple[str | None, bool | None]:
     """Revision and dirty flag of the harness's checkout.
 
-    Where the checkout came without its git folder, PEFTMARK_REVISION names the revision it was made from; whether it
-    was changed since is then unknown, and ``harness_sha256`` is what can be checked.
+    Where the checkout came without its git folder, or lies untracked in another repository, PEFTMARK_REVISION names
+    the revision it was made from; whether it was changed since is then unknown, and ``harness_sha256`` is what can be
+    checked.
     """
 
     def git(*args: str) -> str:
@@ -190,6 +191,7 @@ def _git() -> tuple[str | None, bool | None]:
         return out.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("PEFTMARK_REVISION") or None, None

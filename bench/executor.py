@@ -27,7 +27,7 @@ from bench.errors import PeftmarkError
 from bench.plan import Job
 from bench.progress import Progress
 from bench.record import Record, Status
-from bench.store import Store, new_id
+from bench.store import Store, disk_errors, new_id
 
 SAMPLER_HZ = 125.0
 POLL_S = 0.2
@@ -118,7 +118,8 @@ def _record_of(job: Job, id: str, workspace: Path, setting: Setting, progress: P
     if job.unsupported:
         return assemble.record(**common, ended=("unsupported", job.unsupported))
     started = time.monotonic()
-    ended = _run_worker(job.cell, workspace, started, setting, progress)
+    with disk_errors(workspace):
+        ended = _run_worker(job.cell, workspace, started, setting, progress)
     wall_s = time.monotonic() - started
     return assemble.record(**common, folder=workspace, wall_s=wall_s, ended=ended, requested_hz=SAMPLER_HZ)
 

@@ -150,13 +150,15 @@ class _Models:
         return self._of(cell)[3]
 
     def _of(self, cell: Cell) -> tuple[str | None, str, int | None, int | None]:
-        key = (cell.source, cell.model, cell.trust_remote_code)
+        key = (cell.source, cell.model, cell.trust_remote_code, cell.backend == "fake")
         if key not in self._facts:
             self._facts[key] = self._look_up(cell)
         return self._facts[key]
 
     def _look_up(self, cell: Cell) -> tuple[str | None, str, int | None, int | None]:
-        """Fault and mend, hidden size, parameters."""
+        """Fault and mend, hidden size, parameters; the fake backend has no model to look up."""
+        if cell.backend == "fake":
+            return None, "", None, None
         from bench.models.catalogue import find
         from bench.models.sources import config_for
 

@@ -68,7 +68,7 @@ class Store:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for writing; a second run into it is refused. Sweeps what a killed run left half-done."""
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             file = (self.root / ".lock").open("a+")
         try:
@@ -87,17 +87,17 @@ class Store:
     def workspace(self, id: str) -> Path:
         """A fresh folder for the cell being run."""
         folder = self.root / "work" / id
-        with _disk_errors(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True)
         return folder
 
     def add(self, record: Record, workspace: Path) -> Path:
         """Write the record into its workspace and move that into ``records``; returns the record's folder."""
         target = self.root / "records" / record.cell.slug / record.id
-        with _disk_errors(target):
+        with disk_errors(target):
             if target.exists():
                 raise StoreError(f"{target}: a record of that id is there already; records are never overwritten")
-            with (workspace / RECORD).open("w") as file:
+            with (workspace / RECORD).open("w", encoding="utf-8") as file:
                 file.write(readable_json(record))
                 file.flush()
                 os.fsync(file.fileno())
@@ -110,9 +110,11 @@ class Store:
         shutil.rmtree(workspace, ignore_errors=True)
 
     def keep_suite(self, text: str) -> None:
-        """Keep the suite file's text beside its records."""
-        with _disk_errors(self.root):
-            (self.root / "suite.yaml").write_text(text)
+        """Keep the suite file's text beside its records, whole or as it was."""
+        draft = self.root / ".suite.yaml"
+        with disk_errors(self.root):
+            draft.write_text(text, encoding="utf-8")
+            draft.rename(self.root / "suite.yaml")
 
     def load(self) -> tuple[list[Loaded], list[Unreadable]]:
         """Every record below the folder, oldest first, and every file that could not be read as one."""
@@ -124,10 +126,10 @@ def load(folder: Path) -> tuple[list[Loaded], list[Unreadable]]:
     good: list[Loaded] = []
     bad: list[Unreadable] = []
     for path in sorted(folder.rglob(RECORD)):
-        if "work" in path.relative_to(folder).parts[:1]:
-            continue
+        if "work" in path.relative_to(folder).parts[:1] or path.parent.name.startswith("."):
+            continue  # a cell being run, or the draft of a publication that was killed
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             version = content["schema_version"]
             if version > SCHEMA_VERSION:
                 bad.append(Unreadable(path, f"schema version {version} is newer than this peftmark; upgrade it"))
@@ -141,7 +143,7 @@ def load(folder: Path) -> tuple[list[Loaded], list[Unreadable]]:
 def publish(loaded: Loaded, into: Path) -> Path:
     """Copy a record with its timeline and evaluation files (not its adapter or log) below ``into``."""
     target = into / loaded.record.cell.slug / loaded.record.id
-    with _disk_errors(target):
+    with disk_errors(target):
         if target.exists():
             raise StoreError(f"{target}: already published; records are never overwritten")
         draft = target.with_name("." + target.name)
@@ -158,7 +160,7 @@ def publish(loaded: Loaded, into: Path) -> Path:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """A full or read-only disk becomes one sentence that says what was kept."""
     try:
         yield

@@ -81,7 +81,7 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
     data = DataFacts(train_sha256=files.train_sha256, eval_sha256=files.eval_sha256)
     journal.fact("data", data)
     wanted = audit.requested(cell) | backend.requested(cell) | {"parameters_trainable": str(_trainable(model))}
-    loaded = {k: v for k, v in wanted.items() if k != "gradient_checkpointing"}  # the trainer arms it later
+    loaded = {k: v for k, v in wanted.items() if k not in ("gradient_checkpointing", "padding_free")}  # the trainer's
     _audited(journal, audit.check(loaded, audit.effective(model)))
 
     def evaluate(phase: Any, folder: str) -> None:
@@ -99,8 +99,10 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
     seen = _watch_first_forward(model)
     clock = _clock(cell, journal, stream, lambda: _after_first_step(journal, wanted, trainer))
     trainer.add_callback(clock)
-    summary = trainer.train().metrics
-    clock.finish()
+    try:
+        summary = trainer.train().metrics
+    finally:
+        clock.finish()
     consumed = cell.max_steps * cell.gradient_accumulation_steps
     journal.fact(
         "data",

@@ -180,12 +180,15 @@ exclude: [{r: 99}]
     console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table(planned(tmp_path, text, history=[ran(cell, 90.0, [3 * GIB])])))
     shown = console.export_text()
-    rows = [line for line in shown.splitlines() if "llama-3.2-1b" in line]
-    assert len(rows) == 4
+    assert "all with model llama-3.2-1b, method lora, r 16, precision bf16" in " ".join(shown.split())
+    header = next(line for line in shown.splitlines() if "GPU min" in line)
+    assert "backend" in header and "batch_size" in header
+    assert "model" not in header and "precision" not in header
+    rows = [line for line in shown.splitlines() if "│ hf-peft" in line or "│ unsloth" in line]
+    assert [("unsloth" in row, "│ 4 " in row) for row in rows] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert "1.5" in rows[0] and "3.0" in rows[0] and "runs" in rows[0]
     assert why in rows[1]
     assert rows[2].count("?") == 2
-    assert "batch_size" in shown
     assert "4 of 8 runs can run here; 3 GPU minutes for the 2 of them seen before" in shown
     assert "warning: exclude[0] matches no combination" in shown
 

@@ -21,6 +21,8 @@ class HfPeft:
         """See ``Backend``."""
         if cell.gradient_checkpointing == "unsloth":
             return "gradient checkpointing 'unsloth' exists in the unsloth backend only"
+        if not machine.gpus and cell.method == "dora" and cell.precision == "int8":
+            return "DoRA over int8 weights needs an NVIDIA GPU: on a CPU, PEFT loses the weights' scales"
         return torch_unsupported(cell, machine)
 
     def run(self, job: WorkerJob, journal: Journal) -> None:

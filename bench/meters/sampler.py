@@ -81,7 +81,10 @@ class GpuReader:
 def sample(pid: int, gpu: GpuReader, *, hz: float, started: float, stop: Callable[[], bool]) -> list[tuple[Any, ...]]:
     """Rows in the order of ``COLUMNS`` until the process ends or ``stop()`` is true."""
     rows: list[tuple[Any, ...]] = []
-    process = psutil.Process(pid)
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return rows
     deadline = time.monotonic()
     while not stop():
         try:

@@ -1,0 +1,209 @@
+"""The audit: a request that quietly became something else ends the cell, and the error names both values."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import audit
+from bench.backends.hf_peft import HfPeft
+from bench.cell import Cell
+from bench.errors import AuditError
+from bench.record import AuditEntry
+from tests.backends.trial import Altered, Run, Trial
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    return Trial.create(tmp_path_factory.mktemp("audit"))
+
+
+def refused(run: Run, name: str, asked: str, got: str) -> None:
+    assert isinstance(run.error, AuditError), run.error
+    assert f"{name}: asked for {asked}, got {got}" in str(run.error)
+    assert run.record.status == "crashed" and run.record.message == str(run.error)
+    entry = next(e for e in run.record.audit if e.name == name)
+    assert (entry.requested, entry.effective, entry.ok) == (asked, got, False)
+
+
+def instead(trial: Trial, **fields: Any) -> HfPeft:
+    """A backend that loads and adapts by other fields than the cell's."""
+    other = trial.cell(**fields)
+    return Altered(
+        load=lambda cell, folder: HfPeft().load(other, folder),
+        add_adapter=lambda cell, model: HfPeft().add_adapter(other, model),
+    )
+
+
+def test_dropped_quantisation_is_caught_before_any_step(trial: Trial) -> None:
+    run = trial.run(trial.cell(precision="nf4"), instead(trial, precision="bf16"))
+    refused(run, "base_precision", "nf4", "bf16")
+    assert run.record.steps.wall_s == [] and run.record.failed_phase == "adapter"
+
+
+@pytest.mark.parametrize(("asked", "got"), [("bf16", "fp32"), ("bf16", "nf4"), ("int8", "nf4"), ("fp32", "bf16")])
+def test_another_precision_is_caught(trial: Trial, asked: str, got: str) -> None:
+    refused(trial.run(trial.cell(precision=asked), instead(trial, precision=got)), "base_precision", asked, got)
+
+
+def test_eager_attention_where_sdpa_was_asked_for(trial: Trial) -> None:
+    refused(trial.run(trial.cell(attention="sdpa"), instead(trial, attention="eager")), "attention", "sdpa", "eager")
+
+
+def test_another_rank(trial: Trial) -> None:
+    refused(trial.run(trial.cell(r=4), instead(trial, r=8, lora_alpha=8)), "lora_rank", "4", "8")
+
+
+def test_another_scaling(trial: Trial) -> None:
+    refused(trial.run(trial.cell(method="rslora"), instead(trial, method="lora")), "lora_scaling", "2", "1")
+    refused(trial.run(trial.cell(lora_alpha="2r"), instead(trial)), "lora_scaling", "2", "1")
+
+
+@pytest.mark.parametrize(("asked", "got"), [("dora", "lora"), ("lora", "dora"), ("full", "lora")])
+def test_another_kind_of_adapter(trial: Trial, asked: str, got: str) -> None:
+    backend = instead(trial, method=got)
+    refused(trial.run(trial.cell(method=asked), backend), "adapter", "none" if asked == "full" else asked, got)
+
+
+def test_gradient_checkpointing_that_is_silently_off(trial: Trial) -> None:
+    """The trainer arms it, so it shows after the first step; that step is kept in the record."""
+    run = trial.run(trial.cell(), Altered(trainer_arguments=lambda cell: {"gradient_checkpointing": False}))
+    refused(run, "gradient_checkpointing", "on", "off")
+    assert len(run.record.steps.wall_s) == 1
+
+
+def test_gradient_checkpointing_that_is_silently_on(trial: Trial) -> None:
+    backend = Altered(trainer_arguments=lambda cell: {"gradient_checkpointing": True})
+    refused(trial.run(trial.cell(gradient_checkpointing="off"), backend), "gradient_checkpointing", "off", "on")
+
+
+def test_a_stock_model_where_unsloth_was_asked_for(trial: Trial) -> None:
+    backend = Altered(requested=lambda cell: {"gradient_checkpointing": "on", "implementation": "unsloth"})
+    refused(trial.run(trial.cell(), backend), "implementation", "unsloth", "stock")
+
+
+def test_padding_free_that_packing_forces(trial: Trial) -> None:
+    """TRL flattens best-fit packed rows whatever ``padding_free`` says."""
+    refused(trial.run(trial.cell(packing="bfd", padding_free="off")), "padding_free", "False", "True")
+
+
+def test_parameters_frozen_on_the_way(trial: Trial) -> None:
+    def trainer_arguments(cell: Cell) -> dict[str, Any]:
+        for name, parameter in kept[0].named_parameters():
+            if "layers.0.self_attn.q_proj.lora_A" in name:
+                parameter.requires_grad_(False)
+        return HfPeft().trainer_arguments(cell)
+
+    def add_adapter(cell: Cell, model: Any) -> Any:
+        kept.append(HfPeft().add_adapter(cell, model))
+        return kept[0]
+
+    kept: list[Any] = []
+    run = trial.run(trial.cell(), Altered(add_adapter=add_adapter, trainer_arguments=trainer_arguments))
+    before, after = 2 * 4 * (2 * 64 + 2 * 48 + 3 * 96), 2 * 4 * (2 * 64 + 2 * 48 + 3 * 96) - 4 * 32
+    refused(run, "parameters_trainable", str(before), str(after))
+
+
+def test_other_tokens_in_the_first_forward_are_caught(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that changes the batch after the collator (truncates it, say) does not train on the stream."""
+
+    def add_adapter(cell: Cell, model: Any) -> Any:
+        def shift(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            return args, kwargs | {"input_ids": kwargs["input_ids"].roll(1, dims=1)}
+
+        adapted = HfPeft().add_adapter(cell, model)
+        adapted.register_forward_pre_hook(shift, with_kwargs=True)
+        return adapted
+
+    run = trial.run(trial.cell(), Altered(add_adapter=add_adapter))
+    assert isinstance(run.error, AuditError) and "tokens of the stream" in str(run.error)
+
+
+# The parts
+
+
+def test_requests_follow_the_cell() -> None:
+    full = audit.requested(Cell(model="m", method="full"))
+    assert full == {"base_precision": "bf16", "adapter": "none"}
+    assert audit.requested(Cell(model="m", method="dora"))["adapter"] == "dora"
+    lora = audit.requested(Cell(model="m", r=8, lora_alpha="2r", attention="eager", padding_free="on"))
+    assert lora == {
+        "base_precision": "bf16", "attention": "eager", "padding_free": "True", "adapter": "lora", "lora_rank": "8",
+        "lora_scaling": "2",
+    }  # fmt: skip
+    assert audit.requested(Cell(model="m", r=64, method="rslora"))["lora_scaling"] == "8"
+    assert audit.requested(Cell(model="m", r=3, method="rslora"))["lora_scaling"] == "1.73205"
+
+
+def test_every_mismatch_is_named_and_unasked_readings_pass() -> None:
+    entries = audit.check({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"})
+    assert [(e.name, e.requested, e.effective, e.ok) for e in entries] == [
+        ("a", "1", "1", True), ("b", "2", "3", False), ("c", None, "4", True),
+    ]  # fmt: skip
+    with pytest.raises(AuditError, match="^audit: b: asked for 2, got 3; d: asked for 5, got None$"):
+        audit.fail_on_mismatch([*entries, AuditEntry(name="d", requested="5", effective=None, ok=False)])
+    audit.fail_on_mismatch(entries[:1])
+
+
+def test_a_reading_that_was_asked_for_and_is_missing_fails() -> None:
+    with pytest.raises(AuditError, match="lora_rank: asked for 4, got None"):
+        audit.fail_on_mismatch(audit.check({"lora_rank": "4"}, {"base_precision": "bf16"}))
+
+
+def test_readings_of_a_plain_model() -> None:
+    found = audit.effective(tiny_model())
+    assert found["base_precision"] == "fp32"
+    assert (found["quantised_modules"], found["implementation"], found["fused_lora_modules"]) == ("none", "stock", "0")
+    assert found["gradient_checkpointing"] == "off"
+    assert found["embedding"] == found["lm_head"] == "torch.float32 on cpu"
+    assert "lora_rank" not in found and "optimizer" not in found
+    assert audit.effective(tiny_model().half())["base_precision"] == "fp16"
+
+
+@pytest.mark.parametrize("home", ["unsloth.models.llama", "peftmark.unsloth_compiled_cache.Llama"])
+def test_unsloth_is_known_by_the_code_of_its_forward(home: str) -> None:
+    model = tiny_model()
+
+    class Replaced(type(model.model.layers[0].mlp)):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return x
+
+    Replaced.forward.__module__ = home
+    model.model.layers[0].mlp.__class__ = Replaced
+    assert audit.effective(model)["implementation"] == "unsloth"
+    Replaced.forward.__module__ = "unsloth._cpu_init"  # its fallback: stock code
+    assert audit.effective(model)["implementation"] == "stock"
+
+
+def test_fused_lora_is_counted_by_what_the_modules_call() -> None:
+    from types import MethodType
+
+    def apply_lora_qkv(self: Any, x: Any) -> Any:
+        return x
+
+    def original_apply_o(self: Any, x: Any) -> Any:
+        return x
+
+    model = tiny_model()
+    attention = model.model.layers[0].self_attn
+    attention.apply_qkv, attention.apply_o = apply_lora_qkv, original_apply_o
+    assert audit.effective(model)["fused_lora_modules"] == "1"
+    attention.apply_qkv = MethodType(apply_lora_qkv, attention)
+    assert audit.effective(model)["fused_lora_modules"] == "1"
+
+
+def test_unsloth_checkpointing_is_known_by_its_function(tmp_path: Path) -> None:
+    import functools
+
+    def unsloth_checkpoint(*args: Any, **kwargs: Any) -> None: ...
+
+    model = tiny_model()
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert audit.effective(model)["gradient_checkpointing"] == "on"
+    for layer in model.model.layers:
+        layer._gradient_checkpointing_func = functools.partial(unsloth_checkpoint, use_reentrant=True)
+    assert audit.effective(model)["gradient_checkpointing"] == "unsloth"
+    model.gradient_checkpointing_disable()
+    assert audit.effective(model)["gradient_checkpointing"] == "off"
