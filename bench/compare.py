@@ -165,6 +165,11 @@ def _reason(side: Side) -> str:
     return f"{side.backend}: {last.status}{where}" + (f": {last.message}" if last.message else "")
 
 
+def _weights(record: Record) -> str | None:
+    """What tells weights apart: their hash, or for random ones the seed and device that drew them."""
+    return None if record.model is None else record.model.weights_sha256 or record.model.source_detail
+
+
 def _parity(baseline: list[Record], candidate: list[Record]) -> Parity:
     base, cand = ([r for r in side if r.status == "ok"] for side in (baseline, candidate))
     both = base + cand
@@ -173,7 +178,7 @@ def _parity(baseline: list[Record], candidate: list[Record]) -> Parity:
     difference = None if losses[0] is None or losses[1] is None else losses[1] - losses[0]
     return Parity(
         same_train_data=_same([r.data.train_sha256 if r.data else None for r in both]),
-        same_weights=_same([r.model.weights_sha256 if r.model else None for r in both]),
+        same_weights=_same([_weights(r) for r in both]),
         same_initial_adapter=_same([r.adapter.initial_sha256 for r in both]),
         same_stream=_same([r.data.stream_sha256 if r.data else None for r in both]),
         stream_seen_by_model=None if None in seen else all(seen),

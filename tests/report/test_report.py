@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench.compare import findings
 from bench.finding import FindingsFile
-from bench.record import AuditEntry, FileRef, Record, Steps
+from bench.record import AuditEntry, FileRef, Record, Steps, Timeline
 from bench.report import render, terminal_table, terminal_tables
 from bench.report.charts import HEIGHT, sparkline
 from bench.report.format import gib, number, percent, rate
@@ -106,11 +106,16 @@ def test_page_is_self_contained_and_its_links_are_relative(tmp_path: Path) -> No
     assert len(parsed.ids) == len(set(parsed.ids))
 
 
+def timeline(path: str) -> Timeline:
+    file = FileRef(path=path, sha256="0", size_bytes=1)
+    return Timeline(file=file, rows=1, requested_hz=100.0, other_gpu_processes=0)
+
+
 def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
     bad = unfinished("unsloth", "crashed", HOSTILE, cell={"model": HOSTILE})
     entry = AuditEntry(name=HOSTILE, requested=HOSTILE, effective=None, ok=False)
     good = record("hf-peft", cell={"model": HOSTILE}, audit=[entry],
-                  files=[FileRef(path="javascript:alert(1)", sha256="0", size_bytes=1)])  # fmt: skip
+                  timeline=timeline("javascript:alert(1)"))  # fmt: skip
     (tmp_path / RUNS / "0").mkdir(parents=True)
     (tmp_path / RUNS / "0" / "javascript:alert(1)").touch()
     page, markdown, content = written(tmp_path, [Loaded(bad, Path("out/javascript:alert(2)")), *loaded(good)])
@@ -204,11 +209,16 @@ def test_terminal_tables_keep_published_results_apart() -> None:
 
 
 def test_files_beside_the_record_are_linked_when_they_are_there(tmp_path: Path) -> None:
-    refs = [FileRef(path=name, sha256="0", size_bytes=1) for name in ("worker.log", "gone.log")]
     (tmp_path / RUNS / "0").mkdir(parents=True)
-    (tmp_path / RUNS / "0" / "worker.log").touch()
-    page, _, _ = written(tmp_path, loaded(record("hf-peft", files=refs)))
-    assert "../runs/test/0/worker.log" in Page(page).links and "gone.log" not in page
+    (tmp_path / RUNS / "0" / "here.parquet").touch()
+    here, gone = (
+        record("hf-peft", timeline=timeline("here.parquet")),
+        record("hf-peft", timeline=timeline("gone.parquet")),
+    )
+    page, _, _ = written(tmp_path, loaded(here))
+    assert "../runs/test/0/here.parquet" in Page(page).links
+    page, _, _ = written(tmp_path, loaded(gone))
+    assert "gone.parquet" not in page
 
 
 def test_rows_that_look_alike_spell_out_the_difference() -> None:
