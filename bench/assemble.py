@@ -1,5 +1,6 @@
 """From a worker's journal and the sampler's timeline to a Record: the only place where records are made."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def scrub(text: str) -> str:
     text = text.encode("utf-8", "replace").decode("utf-8")
     for folder, name in ((cache_dir(), "CACHE"), (Path.cwd(), "."), (Path.home(), "~")):
         if len(str(folder)) > 1:
-            text = text.replace(str(folder), name)
+            text = re.sub(rf"{re.escape(str(folder))}(?![\w-])", name, text)
     return text
 
 

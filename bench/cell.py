@@ -152,6 +152,10 @@ class Cell(Frozen):
             raise ValueError("eval_examples: random weights have no accuracy to score; set it to 0 or use real weights")
         if (self.task == "custom") != (self.custom_task is not None):
             raise ValueError("task 'custom' needs a 'custom_task' section, and only that task takes one")
+        if self.packing == "bfd" and self.padding_free == "off":
+            raise ValueError(
+                "padding_free 'off' contradicts packing 'bfd', which is always padding-free; use auto or on"
+            )
         if self.method == "full" and self.precision in ("int8", "nf4"):
             raise ValueError(f"method 'full' cannot train {self.precision} weights; use bf16, fp16 or fp32")
         return self

@@ -97,8 +97,8 @@ def prepare(cells: list[Cell], setting: Setting) -> list[dict[str, str]]:
     request = json.dumps({
         "cells": [c.model_dump(mode="json") for c in cells], "base": str(setting.base), "offline": setting.offline,
     })  # fmt: skip
-    with _child([sys.executable, "-m", "bench.prepare"], env=_worker_env(setting), stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
+    command, pipes = [sys.executable, "-m", "bench.prepare"], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with _signals_raise(), _child(command, env=_worker_env(setting), text=True, **pipes) as process:
         out, _ = process.communicate(request)
     answer: dict[str, Any] = (
         json.loads(out.strip().splitlines()[-1]) if out.strip() else {"error": "preparation died without a word"}

@@ -142,7 +142,14 @@ def load(folder: Path) -> tuple[list[Loaded], list[Unreadable]]:
 
 def publish(loaded: Loaded, into: Path) -> Path:
     """Copy a record with its timeline and evaluation files (not its adapter or log) below ``into``."""
-    target = into / loaded.record.cell.slug / loaded.record.id
+    cell = loaded.record.cell
+    for field, path in (("model", cell.model), ("custom_task.path", cell.custom_task and cell.custom_task.path)):
+        if path and Path(path).is_absolute():
+            raise StoreError(
+                f"{loaded.folder}: {field} is an absolute path, which says where things lie on this machine\n"
+                "  mend: run the suite again with a path relative to the suite's folder or to where you start"
+            )
+    target = into / cell.slug / loaded.record.id
     with disk_errors(target):
         if target.exists():
             raise StoreError(f"{target}: already published; records are never overwritten")

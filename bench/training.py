@@ -252,8 +252,8 @@ def _clock(cell: Cell, journal: Journal, stream: Any, after_first_step: Any) -> 
 def _after_first_step(journal: Journal, wanted: dict[str, str], trainer: Any) -> None:
     args = trainer.args
     recipe = (
-        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps}, {args.optim}, "
-        f"lr {args.learning_rate:g} {args.lr_scheduler_type} after {args.warmup_steps}, "
+        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps}, {_value(args.optim)}, "
+        f"lr {args.learning_rate:g} {_value(args.lr_scheduler_type)} after {args.warmup_steps}, "
         f"decay {args.weight_decay:g}, clip {args.max_grad_norm:g}, bf16 {args.bf16}, fp16 {args.fp16}"
     )
     found = audit.effective(trainer.model, trainer.optimizer) | {
@@ -351,6 +351,11 @@ def _synchronise() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _value(option: Any) -> Any:
+    """A Trainer option as its plain value, whether the library keeps it as an enum or as text."""
+    return getattr(option, "value", option)
 
 
 def _maybe_float(value: Any) -> float | None:

@@ -83,9 +83,10 @@ def test_a_stock_model_where_unsloth_was_asked_for(trial: Trial) -> None:
     refused(trial.run(trial.cell(), backend), "implementation", "unsloth", "stock")
 
 
-def test_padding_free_that_packing_forces(trial: Trial) -> None:
-    """TRL flattens best-fit packed rows whatever ``padding_free`` says."""
-    refused(trial.run(trial.cell(packing="bfd", padding_free="off")), "padding_free", "False", "True")
+def test_padding_free_that_was_not_asked_for(trial: Trial) -> None:
+    """The cell says off, the backend's own trainer arguments turn it on."""
+    backend = Altered(trainer_arguments=lambda cell: {"padding_free": True, "max_length": None})
+    refused(trial.run(trial.cell(padding_free="off"), backend), "padding_free", "False", "True")
 
 
 def test_parameters_frozen_on_the_way(trial: Trial) -> None:

@@ -81,6 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "custom with two sources": ({"task": "custom", "custom_task": {"path": "a", "dataset": "b"}}, "exactly one"),
     "custom with no source": ({"task": "custom", "custom_task": {}}, "exactly one"),
     "full in 4 bits": ({"method": "full", "precision": "nf4"}, "cannot train nf4"),
+    "padded bfd": ({"packing": "bfd", "padding_free": "off"}, "always padding-free"),
     "dropout 1": ({"lora_dropout": 1.0}, "less than 1"),
     "unknown precision": ({"precision": "bf61"}, "'bf16'"),
 }

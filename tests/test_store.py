@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bench import executor
 from bench.errors import StoreError
 from bench.record import SCHEMA_VERSION, AuditEntry, Record, Steps
-from bench.store import Store, load, new_id, publish, readable_json
+from bench.store import Loaded, Store, load, new_id, publish, readable_json
 from tests import fakes
 from tests.synthetic import record
 
@@ -246,6 +246,10 @@ def test_publishing_copies_what_is_small_and_refuses_a_second_time(tmp_path: Pat
     assert load(tmp_path / "results")[0][0].record == made
     with pytest.raises(StoreError, match="already published"):
         publish(loaded, tmp_path / "results")
+    cell = made.cell.model_copy(update={"source": "local", "model": "/somewhere/of/mine"})
+    private = Loaded(made.model_copy(update={"cell": cell}), loaded.folder)
+    with pytest.raises(StoreError, match="model is an absolute path"):
+        publish(private, tmp_path / "results")
     assert store.load()[0] == [loaded]
 
 
