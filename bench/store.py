@@ -49,8 +49,8 @@ class Unreadable:
 
 
 def new_id(cell: Cell) -> str:
-    """UTC time to the second, the cell's digest, and a random suffix."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{cell.digest[:8]}-{secrets.token_hex(2)}"
+    """UTC time to the microsecond (so that ids sort by time), the cell's digest, and a random suffix."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{cell.digest[:8]}-{secrets.token_hex(2)}"
 
 
 def readable_json(record: Record) -> str:

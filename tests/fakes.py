@@ -1,6 +1,7 @@
 """Runs of the ``fake`` backend for tests: real worker and sampler processes, scripted steps, no torch."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -69,10 +70,11 @@ class Listener:
 
 
 def start(*args: str | Path, cwd: Path, **variables: str) -> "subprocess.Popen[str]":
-    """``python -m bench ARGS`` in a process of its own, in ``cwd``."""
+    """``python -m bench ARGS`` in ``cwd``; it heeds Ctrl-C even where this process was started to ignore it."""
     return subprocess.Popen(
         [sys.executable, "-m", "bench", *map(str, args)], cwd=cwd, text=True, env=os.environ | variables,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -99,8 +99,9 @@ def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_ids_sort_by_time_and_do_not_repeat() -> None:
     ids = [new_id(fakes.cell()) for _ in range(20)]
-    assert len(set(ids)) == 20
-    assert all(re.fullmatch(rf"\d{{8}}T\d{{6}}Z-{fakes.cell().digest[:8]}-[0-9a-f]{{4}}", id) for id in ids)
+    times = [id.split("-")[0] for id in ids]
+    assert len(set(ids)) == 20 and times == sorted(times)
+    assert all(re.fullmatch(rf"\d{{8}}T\d{{6}}\.\d{{6}}Z-{fakes.cell().digest[:8]}-[0-9a-f]{{4}}", id) for id in ids)
 
 
 BROKEN = {
