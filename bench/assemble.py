@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import events
-from bench.cache import cache_dir, sha256_file
+from bench.cache import cache_dir
 from bench.cell import Cell
 from bench.environment import Environment
 from bench.record import AdapterFacts, FileRef, Phase, PhaseName, Record, Status, Steps, Timeline, TrainerReport
@@ -47,7 +47,7 @@ def record(
     if folder and rows:
         others = [n for n in rows["other_processes"] if n is not None]
         timeline = Timeline(
-            file=file_ref(folder / TIMELINE, folder), rows=len(rows["t_s"]), requested_hz=requested_hz,
+            file=FileRef.of(folder / TIMELINE, folder), rows=len(rows["t_s"]), requested_hz=requested_hz,
             other_gpu_processes=max(others, default=0),
         )  # fmt: skip
         if status == "ok" and timeline.other_gpu_processes:
@@ -62,13 +62,6 @@ def record(
             "started_at": started_at, "wall_s": wall_s, "environment": environment, "device_index": device_index,
             "phases": phases, "steps": _steps(journal), "timeline": timeline,
         }
-    )  # fmt: skip
-
-
-def file_ref(path: Path, folder: Path) -> FileRef:
-    """Name, hash and size of a file beside the record."""
-    return FileRef(
-        path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
     )  # fmt: skip
 
 

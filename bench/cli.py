@@ -38,15 +38,11 @@ def _told() -> Iterator[None]:
     try:
         yield
     except PeftmarkError as error:
-        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         err.print("stopped; finished cells are kept, and the same command goes on from them")
         raise typer.Exit(130) from None
-
-
-def _plain(text: str) -> str:
-    return escape(text)
 
 
 @app.command()
@@ -103,7 +99,7 @@ def run(
             store.keep_suite(made.suite.path.read_text(encoding="utf-8"))
             records, broken = store.load()
             for item in broken:
-                err.print(f"[yellow]skipped[/] {_plain(str(item.path))}: {_plain(item.reason)}", soft_wrap=True)
+                err.print(f"[yellow]skipped[/] {escape(str(item.path))}: {escape(item.reason)}", soft_wrap=True)
             known = [] if fresh else [item.record for item in records]
             todo = [job for job in made.jobs if not executor.is_done(job, known, setting.environment)]
             view = progress.make("json" if as_json else "quiet" if quiet else "auto")
@@ -116,7 +112,7 @@ def run(
             finally:
                 view.stop()
         if not as_json:
-            where = _plain(str(store.root))
+            where = escape(str(store.root))
             out.print(
                 f"records in {where}; see them with: peftmark report {where} --out {where}/report", soft_wrap=True
             )
@@ -141,7 +137,7 @@ def report(
         reporting.render(own, beside, out_dir, title)
         for table in reporting.terminal_tables(own, beside):
             out.print(table)
-        out.print(f"report: {_plain(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)
+        out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)
 
 
 @app.command()
@@ -154,7 +150,7 @@ def publish(
 
     with _told():
         for item in _load(records):
-            out.print(f"published {_plain(str(store.publish(item, into)))}", soft_wrap=True)
+            out.print(f"published {escape(str(store.publish(item, into)))}", soft_wrap=True)
 
 
 @app.command()
@@ -238,7 +234,7 @@ def _load(folders: list[Path]):  # type: ignore[no-untyped-def]
             raise InputError(str(folder), "no such folder", "give a run folder (runs/NAME) or results/")
         good, broken = store.load(folder)
         for item in broken:
-            err.print(f"[yellow]skipped[/] {_plain(str(item.path))}: {_plain(item.reason)}", soft_wrap=True)
+            err.print(f"[yellow]skipped[/] {escape(str(item.path))}: {escape(item.reason)}", soft_wrap=True)
         if not good:
             raise InputError(str(folder), "holds no records", "run a suite first: peftmark run demo")
         found += good

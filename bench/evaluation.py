@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.cache import cache_dir, sha256_file
+from bench.cache import cache_dir
 from bench.errors import InputError, StoreError
 from bench.record import EvalResult, FileRef
 from bench.tasks import TaskFiles
@@ -80,8 +80,8 @@ def evaluate(
         value=float(scores[metric]),
         stderr=float(stderr) if isinstance(stderr, float | int) else None,
         items=int(results["n-samples"][name]["effective"]),
-        results=_file_ref(results_path, record_dir),
-        samples=_file_ref(samples_path, record_dir),
+        results=FileRef.of(results_path, record_dir),
+        samples=FileRef.of(samples_path, record_dir),
     )
 
 
@@ -193,8 +193,3 @@ def _without_paths(value: Any, roots: list[str]) -> Any:
     if isinstance(value, list | tuple):
         return [_without_paths(item, roots) for item in value]
     return value
-
-
-def _file_ref(path: Path, record_dir: Path) -> FileRef:
-    relative = path.resolve().relative_to(record_dir.resolve()).as_posix()
-    return FileRef(path=relative, sha256=sha256_file(path), size_bytes=path.stat().st_size)

@@ -4,8 +4,10 @@ Raw samples and readings only: a ratio, a median or a verdict is never stored he
 seconds are seconds of the monotonic clock since the worker was started, unless a name says otherwise.
 """
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
+from bench.cache import sha256_file
 from bench.cell import Cell, Frozen
 from bench.environment import Environment
 
@@ -22,6 +24,12 @@ class FileRef(Frozen):
     """Relative to the record's folder."""
     sha256: str
     size_bytes: int
+
+    @classmethod
+    def of(cls, path: Path, folder: Path) -> Self:
+        """The reference to ``path`` in the record whose folder is ``folder``."""
+        relative = path.resolve().relative_to(folder.resolve()).as_posix()
+        return cls(path=relative, sha256=sha256_file(path), size_bytes=path.stat().st_size)
 
 
 class Phase(Frozen):
