@@ -37,7 +37,7 @@ def write_inputs(folder: Path) -> dict[str, Any]:
     return {"model": str(model), "source": "random", "task": "custom", "custom_task": {"path": "sums.jsonl"}}
 
 
-def run_suite(folder: Path, content: dict[str, Any], *, limit_s: float = 280) -> tuple[list[Record], str]:
+def run_suite(folder: Path, content: dict[str, Any], *, limit_s: float = 570) -> tuple[list[Record], str]:
     """Write the suite into ``folder`` and run ``python -m bench run`` on it; its records, oldest first, and output."""
     suite = folder / "suite.yaml"
     suite.write_text(yaml.safe_dump(content, sort_keys=False))

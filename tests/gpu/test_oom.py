@@ -6,7 +6,7 @@ import pytest
 
 from tests.gpu.harness import needs_gpu, run_suite, write_inputs
 
-pytestmark = [pytest.mark.gpu, needs_gpu]
+pytestmark = [pytest.mark.gpu, needs_gpu, pytest.mark.timeout(600)]
 
 
 def test_out_of_memory_is_recorded_and_the_next_cell_runs(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
         "gradient_accumulation_steps": 2, "max_steps": STEPS, "untimed_steps": UNTIMED,
     }  # fmt: skip
     axes = {"precision": list(PRECISIONS), "backend": list(BACKENDS)}
-    made, told = run_suite(folder, {"name": "pair", "timeout_s": 240, "recipe": recipe, "axes": axes}, limit_s=570)
+    made, told = run_suite(folder, {"name": "pair", "timeout_s": 240, "recipe": recipe, "axes": axes})
     found = {(r.cell.precision, r.cell.backend): r for r in made}
     assert {key: (r.status, r.message) for key, r in found.items()} == {
         (p, b): ("ok", None) for p in PRECISIONS for b in BACKENDS
