@@ -14,7 +14,9 @@ from bench.environment import Environment
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "oom", "timeout", "crashed", "diverged", "unsupported", "contaminated"]
-PhaseName = Literal["import", "load", "adapter", "eval_before", "warmup", "steady", "eval_after", "save"]
+PhaseName = Literal[
+    "import", "load", "adapter", "eval_before", "warmup", "steady", "profile", "eval_after", "save", "probe"
+]
 
 
 class FileRef(Frozen):
@@ -132,6 +134,54 @@ class TrainerReport(Frozen):
     train_loss: float | None = None
 
 
+class GradientProbe(Frozen):
+    """Loss and gradients of every adapter tensor on one small batch, from an adapter that both sides draw alike.
+
+    Taken after everything that is timed or metered. ``file`` (safetensors) has one count sketch a tensor, float32, by
+    the tensor's name: distances between sketches are those between the gradients, within a known error.
+    """
+
+    file: FileRef
+    tensors: int
+    loss: float
+    rows: int
+    tokens: int
+    """Real tokens of the batch."""
+
+
+class Fingerprint(Frozen):
+    """Which kernels one optimizer step launched, profiled after the timed steps.
+
+    ``file`` (JSON) lists name, count and total microseconds of each, sorted by name; on a CPU the operators stand in.
+    """
+
+    file: FileRef
+    device: Literal["cuda", "cpu"]
+    kernels: int
+    """Distinct names."""
+    launches: int
+    device_s: float
+    """Time in them, summed."""
+    sha256: str
+    """Over names and counts, without times."""
+
+
+class Health(Frozen):
+    """The GPU's condition while the cell ran, from the sampler; ``reasons`` not empty makes the run contaminated."""
+
+    reasons: list[str]
+    other_processes_before: int | None = None
+    other_processes_during: int | None = None
+    throttled_share: float | None = None
+    """Share of the steady samples with a thermal or hardware slowdown active, 0 to 1."""
+    sm_clock_mhz_median: float | None = None
+    """Over the steady samples."""
+    sm_clock_mhz_min: float | None = None
+    ecc_errors: int | None = None
+    """Uncorrected errors that came while the cell ran."""
+    xid_errors: list[int] | None = None
+
+
 class Timeline(Frozen):
     """The NVML and host series sampled from a process beside the worker."""
 
@@ -172,6 +222,9 @@ class Record(Frozen):
     eval_before: EvalResult | None = None
     eval_after: EvalResult | None = None
     timeline: Timeline | None = None
+    probe: GradientProbe | None = None
+    fingerprint: Fingerprint | None = None
+    health: Health | None = None
 
     def phase(self, name: PhaseName) -> Phase | None:
         """The phase of that name, if the run reached it."""
