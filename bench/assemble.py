@@ -4,11 +4,24 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import events
-from bench.cache import cache_dir
+from pydantic import TypeAdapter, ValidationError
+
+from bench import events, health
+from bench.cache import cache_dir, sha256_file
 from bench.cell import Cell
 from bench.environment import Environment
-from bench.record import AdapterFacts, FileRef, Phase, PhaseName, Record, Status, Steps, Timeline, TrainerReport
+from bench.record import (
+    AdapterFacts,
+    FileRef,
+    Phase,
+    PhaseName,
+    Record,
+    Status,
+    Steps,
+    Timeline,
+    TrainerReport,
+    files_of,
+)
 
 TIMELINE = "timeline.parquet"
 JOURNAL = "journal.jsonl"
@@ -17,6 +30,8 @@ _SAMPLED = {
     "nvml_device_bytes": "nvml_device_peak_bytes",
     "host_rss_bytes": "host_rss_peak_bytes",
 }
+METERS = ("probe", "fingerprint")
+"""Facts that a good run may lack: one that is no good is dropped. Any other such fact makes the run crashed."""
 
 
 def record(
@@ -28,6 +43,7 @@ def record(
     environment: Environment,
     started_at: str,
     device_index: int | None = None,
+    other_processes_before: int | None = None,
     folder: Path | None = None,
     wall_s: float | None = None,
     ended: tuple[Status, str] | None = None,
@@ -36,31 +52,40 @@ def record(
     """The record of one run.
 
     ``folder`` holds the journal and the timeline; None for a cell that never started. ``ended`` is how the parent saw
-    it end (timeout, killed, unsupported); without it the journal's own word counts.
+    it end (timeout, killed, unsupported); without it the journal's own word counts. ``other_processes_before`` is the
+    executor's look at the GPU. A fact that is not valid, or names a file that is not the one it names, is left out and
+    said in the message: nothing in a journal can keep the record from being made.
     """
     journal = events.read(folder / JOURNAL) if folder else []
     rows = _timeline_rows(folder / TIMELINE) if folder else {}
     phases = _phases(journal, rows, wall_s)
     status, message, failed_phase = _outcome(journal, ended, phases)
-    facts = {e["name"]: e["value"] for e in journal if e["event"] == "fact"}
-    timeline = None
+    facts, faults = _facts(journal, folder)
+    messages = [message, *faults.values()]
+    if status == "ok" and (broken := [name for name in faults if name not in METERS]):
+        status, failed_phase = "crashed", _phase_of(broken[0], journal)
+    timeline = condition = None
     if folder and rows:
         others = [n for n in rows["other_processes"] if n is not None]
         timeline = Timeline(
             file=FileRef.of(folder / TIMELINE, folder), rows=len(rows["t_s"]), requested_hz=requested_hz,
             other_gpu_processes=max(others, default=0),
         )  # fmt: skip
-        if status == "ok" and timeline.other_gpu_processes:
+    if folder and device_index is not None:
+        steady = next((p for p in phases if p.name == "steady"), None)
+        condition = health.judge(rows, steady, other_processes_before=other_processes_before)
+        if status == "ok" and condition.reasons:
             status = "contaminated"
-            message = f"{timeline.other_gpu_processes} other compute process(es) used the GPU meanwhile"
+            messages += condition.reasons
+    told = "\n".join(scrub(text) for text in messages if text)
     return Record.model_validate(
         {"adapter": AdapterFacts(), "trainer": TrainerReport()}
         | facts
         | {
             "id": id, "suite": suite, "cell_digest": cell.digest, "cell": cell, "repeat": repeat, "status": status,
-            "failed_phase": failed_phase, "message": None if message is None else scrub(message),
+            "failed_phase": failed_phase, "message": told or None,
             "started_at": started_at, "wall_s": wall_s, "environment": environment, "device_index": device_index,
-            "phases": phases, "steps": _steps(journal), "timeline": timeline,
+            "phases": phases, "timeline": timeline, "health": condition,
         }
     )  # fmt: skip
 
@@ -107,9 +132,40 @@ def _phases(journal: list[dict[str, Any]], rows: dict[str, list[Any]], wall_s: f
     return found
 
 
-def _steps(journal: list[dict[str, Any]]) -> Steps:
+def _facts(journal: list[dict[str, Any]], folder: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the good facts by field, what is wrong with each of the others); the last word on a field counts."""
     lines = [e for e in journal if e["event"] == "step"]
-    return Steps(**{name: [e.get(name) for e in lines] for name in Steps.model_fields})
+    told = {e["name"]: e["value"] for e in journal if e["event"] == "fact"}
+    told["steps"] = {name: [e.get(name) for e in lines] for name in Steps.model_fields}
+    good, faults = {}, {}
+    for name, plain in told.items():
+        try:
+            kind: Any = Record.model_fields[name].annotation
+            value = TypeAdapter(kind).validate_python(plain)
+        except KeyError:
+            faults[name] = f"{name}: left out: a record has no such field"
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, (name, *first["loc"])))
+            faults[name] = f"{name}: left out: {where}: {first['msg']}"
+        else:
+            wrong = [ref.path for ref in files_of(value) if not _is_there(ref, folder)]
+            if wrong:
+                faults[name] = f"{name}: left out: {wrong[0]} is missing or was changed after it was hashed"
+            else:
+                good[name] = value
+    return good, faults
+
+
+def _phase_of(name: str, journal: list[dict[str, Any]]) -> PhaseName | None:
+    """The phase that was the last to begin before the fact was written."""
+    last = max((n for n, e in enumerate(journal) if e["event"] == "fact" and e["name"] == name), default=len(journal))
+    return next((e["name"] for e in reversed(journal[:last]) if e["event"] == "phase"), None)
+
+
+def _is_there(ref: FileRef, folder: Path | None) -> bool:
+    path = (folder or Path()) / ref.path
+    return path.is_file() and sha256_file(path) == ref.sha256
 
 
 def _timeline_rows(path: Path) -> dict[str, list[Any]]:

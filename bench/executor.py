@@ -24,6 +24,7 @@ from bench import assemble, events
 from bench.cell import Cell
 from bench.environment import Environment
 from bench.errors import PeftmarkError
+from bench.meters.sampler import GpuReader
 from bench.plan import Job
 from bench.progress import Progress
 from bench.record import Record, Status
@@ -32,6 +33,8 @@ from bench.store import Store, disk_errors, new_id
 SAMPLER_HZ = 125.0
 POLL_S = 0.2
 GRACE_S = 10.0
+SETTLE_S = 10.0
+"""How long a cell waits for the GPU to be empty: a killed process's memory may take seconds to come back."""
 KEEP = ("ok", "oom", "diverged", "unsupported")
 """Statuses that a second run does not try again: the same cell would end the same way."""
 BAD = ("crashed", "timeout", "diverged", "contaminated")
@@ -117,11 +120,26 @@ def _record_of(job: Job, id: str, workspace: Path, setting: Setting, progress: P
     }  # fmt: skip
     if job.unsupported:
         return assemble.record(**common, ended=("unsupported", job.unsupported))
+    before = _others_on_gpu(setting.device_index)
     started = time.monotonic()
     with disk_errors(workspace):
         ended = _run_worker(job.cell, workspace, started, setting, progress)
     wall_s = time.monotonic() - started
-    return assemble.record(**common, folder=workspace, wall_s=wall_s, ended=ended, requested_hz=SAMPLER_HZ)
+    return assemble.record(
+        **common, folder=workspace, wall_s=wall_s, ended=ended, requested_hz=SAMPLER_HZ, other_processes_before=before
+    )
+
+
+def _others_on_gpu(index: int | None) -> int | None:
+    """Compute processes on the GPU before a cell starts; None where NVML cannot tell.
+
+    Waits up to ``SETTLE_S`` for none to be there, so that what is left of the cell before, which was killed with its
+    whole group, is not held against this one.
+    """
+    gpu, deadline = GpuReader(index, os.getpid()), time.monotonic() + SETTLE_S
+    while (others := gpu.memory()[2]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return others
 
 
 def _run_worker(

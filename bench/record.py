@@ -4,6 +4,7 @@ Raw samples and readings only: a ratio, a median or a verdict is never stored he
 seconds are seconds of the monotonic clock since the worker was started, unless a name says otherwise.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self
 
@@ -226,6 +227,19 @@ class Record(Frozen):
     fingerprint: Fingerprint | None = None
     health: Health | None = None
 
+    def files(self) -> list[FileRef]:
+        """Every file beside the record, in the order of the fields that name them."""
+        return list(files_of(self))
+
     def phase(self, name: PhaseName) -> Phase | None:
         """The phase of that name, if the run reached it."""
         return next((p for p in self.phases if p.name == name), None)
+
+
+def files_of(part: object) -> Iterator[FileRef]:
+    """Every reference to a file within a part of a record."""
+    if isinstance(part, FileRef):
+        yield part
+    elif isinstance(part, Frozen):
+        for _, inner in part:
+            yield from files_of(inner)

@@ -29,7 +29,6 @@ from bench.errors import StoreError
 from bench.record import SCHEMA_VERSION, Record
 
 RECORD = "record.json"
-PUBLISHED = (RECORD, "timeline.parquet", "eval_before", "eval_after")
 
 
 @dataclass(frozen=True)
@@ -141,13 +140,19 @@ def load(folder: Path) -> tuple[list[Loaded], list[Unreadable]]:
 
 
 def publish(loaded: Loaded, into: Path) -> Path:
-    """Copy a record with its timeline and evaluation files (not its adapter or log) below ``into``."""
+    """Copy a record and every file that it names (not its adapter or log) below ``into``."""
     cell = loaded.record.cell
     for field, path in (("model", cell.model), ("custom_task.path", cell.custom_task and cell.custom_task.path)):
         if path and Path(path).is_absolute():
             raise StoreError(
                 f"{loaded.folder}: {field} is an absolute path, which says where things lie on this machine\n"
                 "  mend: run the suite again with a path relative to the suite's folder or to where you start"
+            )
+    names = [RECORD, *(ref.path for ref in loaded.record.files())]
+    for name in names:
+        if not (loaded.folder / name).is_file():
+            raise StoreError(
+                f"{loaded.folder}: {name} is not there\n  mend: publish the folder that the run wrote, whole"
             )
     target = into / cell.slug / loaded.record.id
     with disk_errors(target):
@@ -156,12 +161,9 @@ def publish(loaded: Loaded, into: Path) -> Path:
         draft = target.with_name("." + target.name)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for name in PUBLISHED:
-            source = loaded.folder / name
-            if source.is_dir():
-                shutil.copytree(source, draft / name)
-            elif source.exists():
-                shutil.copy(source, draft / name)
+        for name in names:
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(loaded.folder / name, draft / name)
         draft.rename(target)
     return target
 

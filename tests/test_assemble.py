@@ -10,7 +10,7 @@ from bench import assemble, events
 from bench.cache import sha256_file
 from bench.events import Journal
 from bench.meters import sampler
-from bench.record import Record
+from bench.record import FileRef, Fingerprint, GradientProbe, Record
 from tests import fakes
 from tests.synthetic import environment
 
@@ -36,7 +36,7 @@ def ends(name: str, t_s: float, allocated: int | None = None, reserved: int | No
 def row(
     t_s: float, process: int | None, device: int | None, rss: int | None, others: int | None = 0
 ) -> tuple[Any, ...]:
-    return (t_s, process, device, rss, None, None, None, None, others)
+    return (t_s, process, device, rss, None, None, None, None, others, None, None)
 
 
 def made(
@@ -123,13 +123,32 @@ def test_a_journal_without_an_end_is_a_crash(tmp_path: Path) -> None:
 
 def test_another_process_on_the_gpu_contaminates_a_good_run_only(tmp_path: Path) -> None:
     rows = [row(1.0, 1, 1, 1, 0), row(1.1, 1, 1, 1, 2), row(1.2, 1, 1, 1, 1), row(1.3, 1, 1, 1, None)]
-    record = made(tmp_path, WHOLE, rows)
+    record = made(tmp_path, WHOLE, rows, device_index=0)
     assert record.status == "contaminated" and "2 other compute process(es)" in str(record.message)
     assert record.timeline and record.timeline.other_gpu_processes == 2
+    assert record.health and [record.message] == record.health.reasons
     assert len(record.steps.wall_s) == 1 and len(record.phases) == 2
-    failed = made(tmp_path, [*FAILED, line("failed", 5.0, status="oom", message="why")], rows)
+    failed = made(tmp_path, [*FAILED, line("failed", 5.0, status="oom", message="why")], rows, device_index=0)
     assert (failed.status, failed.message) == ("oom", "why")
-    assert failed.timeline and failed.timeline.other_gpu_processes == 2
+    assert failed.health and failed.health.reasons == record.health.reasons
+
+
+def test_a_process_seen_before_the_cell_contaminates_even_where_no_row_was_written(tmp_path: Path) -> None:
+    record = made(tmp_path, WHOLE, device_index=0, other_processes_before=1)
+    assert record.status == "contaminated" and "before the cell started" in str(record.message)
+    assert record.health and record.health.other_processes_during is None
+
+
+def test_health_is_that_of_a_gpu_and_of_a_cell_that_ran(tmp_path: Path) -> None:
+    assert made(tmp_path, WHOLE, [row(1.0, None, None, 1, None)]).health is None
+    refused = assemble.record(
+        id="i", suite="s", cell=fakes.cell(), repeat=0, environment=environment(), started_at="now", device_index=0,
+        ended=("unsupported", "no"),
+    )  # fmt: skip
+    assert refused.health is None
+    fine = made(tmp_path, WHOLE, [row(3.5, 1, 1, 1)], device_index=0, other_processes_before=0)
+    assert (fine.status, fine.message) == ("ok", None)
+    assert fine.health and fine.health.reasons == [] and fine.health.other_processes_during == 0
 
 
 def test_the_timeline_is_named_and_hashed(tmp_path: Path) -> None:
@@ -149,6 +168,80 @@ def test_facts_land_in_the_fields_they_name(tmp_path: Path) -> None:
     record = made(tmp_path, [*facts, *WHOLE])
     assert record.data and record.data.train_sha256 == "d" * 64
     assert [entry.name for entry in record.audit] == ["base_precision"]
+
+
+def meters(folder: Path) -> list[dict[str, Any]]:
+    """Facts of both optional meters, and the files they name."""
+    gradients, kernels = folder / "gradients.safetensors", folder / "fingerprint.json"
+    gradients.write_bytes(b"sketches")
+    kernels.write_text("{}")
+    probe = GradientProbe(file=FileRef.of(gradients, folder), tensors=2, loss=1.5, rows=2, tokens=100)
+    fingerprint = Fingerprint(
+        file=FileRef.of(kernels, folder), device="cpu", kernels=1, launches=3, device_s=0.5, sha256="0" * 64
+    )
+    values = {"probe": probe.model_dump(), "fingerprint": fingerprint.model_dump()}
+    return [line("fact", 5.5, name=name, value=value) for name, value in values.items()]
+
+
+def test_the_probe_and_the_fingerprint_are_kept_with_their_files(tmp_path: Path) -> None:
+    record = made(tmp_path, [*meters(tmp_path), *WHOLE])
+    assert (record.status, record.message) == ("ok", None)
+    assert record.probe and (record.probe.loss, record.probe.file.path) == (1.5, "gradients.safetensors")
+    assert record.fingerprint and record.fingerprint.launches == 3
+
+
+@pytest.mark.parametrize("harm", ["gone", "changed", "no number", "a folder"])
+def test_a_meter_without_its_file_or_value_is_dropped_and_the_run_stays_ok(tmp_path: Path, harm: str) -> None:
+    facts, file = meters(tmp_path), tmp_path / "gradients.safetensors"
+    if harm == "no number":
+        facts[0]["value"]["loss"] = None  # how the journal writes NaN
+    elif harm == "changed":
+        file.write_bytes(b"sketchez")
+    else:
+        file.unlink()
+        if harm == "a folder":
+            file.mkdir()
+    record = made(tmp_path, [*facts, *WHOLE])
+    assert record.status == "ok" and record.probe is None and record.fingerprint
+    said = {"no number": "probe.loss: Input should be a valid number"}
+    assert said.get(harm, "gradients.safetensors is missing or was changed") in str(record.message)
+
+
+EVALUATED = {"task": "t", "metric": "m", "value": None, "stderr": None, "items": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("eval_after", EVALUATED, "eval_after.value: Input should be a valid number"),
+        ("model", {"weights": "imaginary"}, "model.weights: Input should be 'real' or 'random'"),
+        ("modle", {}, "modle: left out: a record has no such field"),
+        ("audit", None, "audit: Input should be a valid list"),
+    ],
+)
+def test_a_fact_that_is_not_valid_makes_a_good_run_crashed(tmp_path: Path, name: str, value: Any, said: str) -> None:
+    journal = [*WHOLE[:-1], line("fact", 5.0, name=name, value=value), begins("save", 5.5), WHOLE[-1]]
+    good = line("fact", 1, name="data", value={"train_sha256": "d" * 64})
+    record = made(tmp_path, [good, *journal])
+    assert (record.status, record.failed_phase) == ("crashed", "steady")
+    assert said in str(record.message)
+    assert record.data and len(record.steps.wall_s) == 1, "what is good is kept"
+    assert Record.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_step_without_its_time_makes_a_good_run_crashed(tmp_path: Path) -> None:
+    journal = [WHOLE[0], WHOLE[1], WHOLE[2], line("step", 3.5, step=1, **STEP | {"wall_s": None}), *WHOLE[4:]]
+    record = made(tmp_path, journal)
+    assert (record.status, record.failed_phase, record.steps.wall_s) == ("crashed", "steady", [])
+    assert "steps.wall_s.0: Input should be a valid number" in str(record.message)
+
+
+def test_a_failed_run_keeps_its_own_word_beside_a_fact_that_is_not_valid(tmp_path: Path) -> None:
+    fact = line("fact", 1, name="eval_before", value=EVALUATED)
+    record = made(tmp_path, [fact, *FAILED, line("failed", 5.0, status="oom", message="why")])
+    first, second = str(record.message).split("\n")
+    assert (record.status, record.failed_phase, first) == ("oom", "steady", "why")
+    assert second.startswith("eval_before: left out")
 
 
 def test_messages_do_not_tell_this_machines_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The executor: what is killed, what fails in which way, and what a second run does. Real processes, fake backend."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -173,6 +174,68 @@ def test_a_record_keeps_its_journal_and_log_but_no_job_file(endings: dict[str, R
         assert names == {"record.json", "journal.jsonl", "timeline.parquet", "worker.log"}
         log = (folder / "worker.log").read_text()
         assert log == "" if model == "fake" else "ValueError: scripted crash" in log
+
+
+def test_a_fact_that_is_not_valid_ends_its_cell_and_not_the_run(tmp_path: Path) -> None:
+    def spoil(job: Job, phase: str) -> None:
+        if job.cell.max_steps == 60 and phase == "steady":
+            (journal,) = tmp_path.glob("work/*/journal.jsonl")
+            fact = {"t_s": 1.0, "event": "fact", "name": "eval_after", "value": {"task": "t", "value": None}}
+            with journal.open("a") as file:
+                file.write(json.dumps(fact) + "\n")
+
+    spoilt, after = run([fakes.job(max_steps=60), fakes.job()], tmp_path, fakes.Listener(spoil))
+    assert (spoilt.status, spoilt.failed_phase, len(spoilt.steps.wall_s)) == ("crashed", "steady", 60)
+    assert "eval_after: left out" in str(spoilt.message)
+    assert after.status == "ok"
+
+
+# The GPU before a cell: readings made up here, on no GPU
+
+
+def gpu_seen(monkeypatch: pytest.MonkeyPatch, *counts: int | None) -> list[int]:
+    """The executor's looks at the GPU find these numbers of processes, the last one for good; counts its looks."""
+    looks: list[int] = []
+
+    class Reader:
+        def __init__(self, index: int | None, pid: int) -> None:
+            assert index == 0 and pid == os.getpid()
+
+        def memory(self) -> tuple[None, None, int | None]:
+            looks.append(1)
+            return None, None, counts[min(len(looks), len(counts)) - 1]
+
+    monkeypatch.setattr(executor, "GpuReader", Reader)
+    return looks
+
+
+def test_a_cell_waits_for_what_is_left_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = gpu_seen(monkeypatch, 2, 1, 0)
+    (record,) = run([fakes.job()], tmp_path, device_index=0)
+    assert len(looks) == 3
+    assert (record.status, record.message) == ("ok", None)
+    assert record.health and (record.health.other_processes_before, record.health.other_processes_during) == (0, None)
+
+
+def test_who_stays_on_the_gpu_contaminates_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "SETTLE_S", 0.3)
+    gpu_seen(monkeypatch, 1)
+    finished, failed = run([fakes.job(), fakes.job("fake-oom")], tmp_path, device_index=0)
+    assert finished.status == "contaminated" and len(finished.steps.wall_s) == fakes.STEPS
+    assert finished.message == "1 other compute process(es) on the GPU before the cell started"
+    assert failed.status == "oom" and failed.health and failed.health.reasons == [finished.message]
+    assert {item.record.status for item in Store(tmp_path).load()[0]} == {"contaminated", "oom"}
+
+
+def test_a_gpu_that_cannot_be_read_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = gpu_seen(monkeypatch, None)
+    (record,) = run([fakes.job()], tmp_path, device_index=0)
+    assert len(looks) == 1 and record.status == "ok"
+    assert record.health and record.health.other_processes_before is None
+
+
+def test_without_a_gpu_there_is_no_health(endings: dict[str, Record]) -> None:
+    assert {record.health for record in endings.values()} == {None}
 
 
 # What is done

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench import executor
 from bench.errors import StoreError
-from bench.record import SCHEMA_VERSION, AuditEntry, Record, Steps
+from bench.record import SCHEMA_VERSION, AuditEntry, FileRef, GradientProbe, Record, Steps, Timeline
 from bench.store import Loaded, Store, load, new_id, publish, readable_json
 from tests import fakes
 from tests.synthetic import record
@@ -229,8 +229,15 @@ def test_another_os_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytes
 # Publishing
 
 
-def test_publishing_copies_what_is_small_and_refuses_a_second_time(tmp_path: Path) -> None:
-    store, made = Store(tmp_path / "run"), record()
+def test_publishing_copies_what_the_record_names_and_refuses_a_second_time(tmp_path: Path) -> None:
+    def ref(path: str) -> FileRef:
+        return FileRef(path=path, sha256="0", size_bytes=1)
+
+    store = Store(tmp_path / "run")
+    made = record().model_copy(update={
+        "timeline": Timeline(file=ref("timeline.parquet"), rows=1, requested_hz=1, other_gpu_processes=0),
+        "probe": GradientProbe(file=ref("eval_after/file"), tensors=1, loss=1, rows=1, tokens=1),
+    })  # fmt: skip
     workspace = store.workspace(made.id)
     for name in ("timeline.parquet", "worker.log", "journal.jsonl"):
         (workspace / name).write_text(name)
@@ -252,6 +259,10 @@ def test_publishing_copies_what_is_small_and_refuses_a_second_time(tmp_path: Pat
     with pytest.raises(StoreError, match="model is an absolute path"):
         publish(private, tmp_path / "results")
     assert store.load()[0] == [loaded]
+    (loaded.folder / "timeline.parquet").unlink()
+    with pytest.raises(StoreError, match="timeline.parquet is not there"):
+        publish(loaded, tmp_path / "elsewhere")
+    assert load(tmp_path / "elsewhere") == ([], [])
 
 
 def test_a_publication_cut_short_is_not_a_record_and_is_made_anew(tmp_path: Path) -> None:
