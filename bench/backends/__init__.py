@@ -13,6 +13,12 @@ from bench.errors import InputError, nearest
 
 _FACTORIES: dict[str, tuple[str, str]] = {
     "hf-peft": ("bench.backends.hf_peft", "HfPeft"),
+    "hf-peft-no-upcast": ("bench.backends.hf_variants", "NoUpcast"),
+    "hf-peft+liger": ("bench.backends.hf_variants", "Liger"),
+    "hf-peft+compile": ("bench.backends.hf_variants", "Compiled"),
+    "hf-peft-no-upcast+liger": ("bench.backends.hf_variants", "NoUpcastLiger"),
+    "hf-peft+liger+compile": ("bench.backends.hf_variants", "LigerCompiled"),
+    "hf-peft-no-upcast+liger+compile": ("bench.backends.hf_variants", "NoUpcastLigerCompiled"),
     "unsloth": ("bench.backends.unsloth", "Unsloth"),
     "fake": ("bench.backends.fake", "Fake"),
 }

@@ -20,7 +20,6 @@ class WorkerJob:
     cell: Cell
     folder: Path
     base: Path
-    offline: bool
 
 
 class Backend(Protocol):
@@ -58,7 +57,10 @@ class TorchBackend(Backend, Protocol):
         """Switch back to training."""
 
     def requested(self, cell: Cell) -> dict[str, str]:
-        """What the audit must find, by the names of ``bench.audit.effective``."""
+        """What the audit must find, by the names of ``bench.audit.effective`` and of ``readings``."""
+
+    def readings(self, trainer: Any) -> dict[str, str]:
+        """What this backend alone can read back, after the first step, from the trainer."""
 
 
 def torch_unsupported(cell: Cell, machine: Environment) -> str | None:

@@ -13,6 +13,8 @@ from bench.cell import Cell
 from bench.environment import Environment
 from bench.events import Journal
 
+QUANTISED = ("int8", "nf4")
+
 
 class HfPeft:
     """The baseline."""
@@ -37,7 +39,6 @@ class HfPeft:
 
     def load(self, cell: Cell, folder: Path) -> Any:
         """See ``TorchBackend``."""
-        from peft import prepare_model_for_kbit_training
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(
@@ -49,13 +50,17 @@ class HfPeft:
             trust_remote_code=cell.trust_remote_code,
             **({} if cell.attention == "auto" else {"attn_implementation": cell.attention}),
         )
-        if cell.precision in ("int8", "nf4"):
-            model = prepare_model_for_kbit_training(
-                model,
-                use_gradient_checkpointing=_checkpointing(cell),
-                gradient_checkpointing_kwargs={"use_reentrant": False},
-            )
-        return model
+        return self.prepare(cell, model) if cell.precision in QUANTISED else model
+
+    def prepare(self, cell: Cell, model: Any) -> Any:
+        """Ready a quantised model for an adapter: freeze it, cast what is not quantised to float32, checkpoint it."""
+        from peft import prepare_model_for_kbit_training
+
+        return prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=checkpointing(cell),
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
 
     def add_adapter(self, cell: Cell, model: Any) -> Any:
         """See ``TorchBackend``."""
@@ -77,7 +82,7 @@ class HfPeft:
 
     def trainer_arguments(self, cell: Cell) -> dict[str, Any]:
         """See ``TorchBackend``."""
-        on = _checkpointing(cell)
+        on = checkpointing(cell)
         return {
             "gradient_checkpointing": on,
             "gradient_checkpointing_kwargs": {"use_reentrant": False} if on else None,
@@ -93,10 +98,14 @@ class HfPeft:
 
     def requested(self, cell: Cell) -> dict[str, str]:
         """See ``TorchBackend``."""
-        return {"gradient_checkpointing": "on" if _checkpointing(cell) else "off", "implementation": "stock"}
+        return {"gradient_checkpointing": "on" if checkpointing(cell) else "off", "implementation": "stock"}
+
+    def readings(self, trainer: Any) -> dict[str, str]:
+        """See ``TorchBackend``."""
+        return {}
 
 
-def _checkpointing(cell: Cell) -> bool:
+def checkpointing(cell: Cell) -> bool:
     """TRL's and PEFT's documented default is on."""
     return cell.gradient_checkpointing in ("auto", "on")
 

@@ -109,6 +109,10 @@ class Unsloth:
             mode = "on"
         return {"gradient_checkpointing": mode, "implementation": "unsloth"}
 
+    def readings(self, trainer: Any) -> dict[str, str]:
+        """See ``TorchBackend``."""
+        return {}
+
 
 def _checkpointing(cell: Cell) -> str | bool:
     """The notebooks' documented setting is 'unsloth', the offloading kind."""

@@ -91,7 +91,7 @@ class Trial:
         with pytest.MonkeyPatch.context() as patch:
             on_cpu(patch, self.root)
             try:
-                (backend or HfPeft()).run(WorkerJob(cell=cell, folder=folder, base=self.root, offline=True), journal)
+                (backend or HfPeft()).run(WorkerJob(cell=cell, folder=folder, base=self.root), journal)
                 journal.write("done")
             except PeftmarkError as raised:
                 error = raised
