@@ -1,10 +1,13 @@
 """What really ran, read back from the loaded model and trainer: never from the request.
 
-``effective`` reads; ``check`` lays the readings beside what was asked for. A reading that was asked for and differs
-fails the cell (``crashed: audit``) before any number is taken.
+``effective`` reads, after loading and again after the first step; ``Watch`` sees what a forward pass really does;
+``check`` lays the readings beside what was asked for. A reading that was asked for and differs fails the cell
+(``crashed: audit``).
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from bench.cell import Cell
@@ -12,6 +15,8 @@ from bench.errors import AuditError
 from bench.record import AuditEntry
 
 QUANTISED = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
+AT_LOADING = "@loading"
+"""Ends the name of a reading after loading that was another one after the first step."""
 
 
 def requested(cell: Cell) -> dict[str, str]:
@@ -25,7 +30,24 @@ def requested(cell: Cell) -> dict[str, str]:
     if cell.method != "full":
         wanted["lora_rank"] = str(cell.r)
         wanted["lora_scaling"] = _number(cell.alpha / (cell.r or 1) ** (0.5 if cell.method == "rslora" else 1.0))
+        wanted["lora_dropout"] = _number(cell.lora_dropout)
     return wanted
+
+
+def targets(model: Any, names: list[str]) -> str:
+    """The ``target_modules`` reading that an adapter on ``names`` owes: modules of the bare model with such names."""
+    paths = [path for path, _ in model.named_modules() if any(f".{path}".endswith(f".{name}") for name in names)]
+    return _counts(path.rsplit(".", 1)[-1] for path in paths)
+
+
+def requested_dispatch(wanted: dict[str, str], found: dict[str, str]) -> dict[str, str]:
+    """What the profiled pass owes to ``wanted``, of the readings it gave: a profiler that cannot tell is no fault."""
+    owed = {}
+    if "attention" in wanted:
+        owed["attention_dispatched"] = wanted["attention"]
+    if "gradient_checkpointing" in wanted:
+        owed["forwards_per_layer"] = "1" if wanted["gradient_checkpointing"] == "off" else "2"
+    return {name: value for name, value in owed.items() if name in found}
 
 
 def effective(model: Any, optimizer: Any = None) -> dict[str, str]:
@@ -39,7 +61,8 @@ def effective(model: Any, optimizer: Any = None) -> dict[str, str]:
         "adapter": _adapter_kind(model),
         "adapter_dtypes": _counts(str(p.dtype) for p in adapter),
         "parameters_trainable": str(sum(p.numel() for _, p in parameters if p.requires_grad)),
-        "attention": str(getattr(model.config, "_attn_implementation", "unknown")),
+        "parameters_total": str(parameters_total(model)),
+        "attention": _attention(model),
         "gradient_checkpointing": _checkpointing(model),
         "implementation": "unsloth" if _runs_unsloth(model) else "stock",
         "fused_lora_modules": str(_fused_lora(model)),
@@ -47,10 +70,7 @@ def effective(model: Any, optimizer: Any = None) -> dict[str, str]:
         "lm_head": _dtype_and_device(model.get_output_embeddings()),
     }
     if adapter:
-        layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
-        readings["lora_rank"] = ", ".join(str(r) for r in sorted({r for m in layers for r in m.r.values()}))
-        scalings = sorted({s for m in layers for s in m.scaling.values()})
-        readings["lora_scaling"] = ", ".join(_number(s) for s in scalings)
+        readings |= _lora(model)
     if optimizer is not None:
         inner = getattr(optimizer, "optimizer", optimizer)
         readings["optimizer"] = f"{type(inner).__module__}.{type(inner).__name__}"
@@ -69,11 +89,108 @@ def check(wanted: dict[str, str], found: dict[str, str]) -> list[AuditEntry]:
     ]
 
 
+def merge(before: list[AuditEntry], after: list[AuditEntry]) -> list[AuditEntry]:
+    """Every reading at its latest value; then, with AT_LOADING to its name, the earlier one of each that changed."""
+    earlier, later = {e.name: e for e in before}, {e.name: e for e in after}
+    changed = [e for n, e in earlier.items() if n in later and later[n].effective != e.effective]
+    renamed = [e.model_copy(update={"name": e.name + AT_LOADING}) for e in changed]
+    return [*(earlier | later).values(), *renamed]
+
+
 def fail_on_mismatch(entries: list[AuditEntry]) -> None:
     """Raise AuditError naming every property that is not what was asked for."""
     wrong = [f"{e.name}: asked for {e.requested}, got {e.effective}" for e in entries if not e.ok]
     if wrong:
         raise AuditError("audit: " + "; ".join(wrong))
+
+
+class Watch:
+    """Hooks for one forward and backward, to see what flags alone cannot show; ``readings`` has what was seen.
+
+    ``autocast``: the dtype in force where the token embedding is called, or off. ``forwards_per_layer``: how often the
+    first block's MLP ran: 2 where gradient checkpointing recomputes it in the backward, else 1. Compiled code passes
+    the hooks by: no reading.
+    """
+
+    def __init__(self) -> None:
+        self._autocast: str | None = None
+        self._forwards = 0
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[None]:
+        """Watch ``model`` inside the block."""
+        mlp = next((m for name, m in model.named_modules() if name.endswith(".0.mlp")), None)
+        handles = [model.get_input_embeddings().register_forward_pre_hook(self._see_autocast)]
+        if mlp is not None:
+            handles.append(mlp.register_forward_pre_hook(self._count))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def readings(self) -> dict[str, str]:
+        """What was seen, by the audit's names."""
+        seen = {} if self._autocast is None else {"autocast": self._autocast}
+        return seen | ({"forwards_per_layer": str(self._forwards)} if self._forwards else {})
+
+    def _see_autocast(self, module: Any, args: tuple[Any, ...]) -> None:
+        import torch
+
+        if torch.compiler.is_compiling():
+            return
+        kind = args[0].device.type if args else "cpu"
+        on = torch.is_autocast_enabled(kind)
+        self._autocast = str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if on else "off"
+
+    def _count(self, module: Any, args: tuple[Any, ...]) -> None:
+        import torch
+
+        if not torch.compiler.is_compiling():
+            self._forwards += 1
+
+
+def parameters_total(model: Any) -> int:
+    """Parameters, those of packed 4-bit weights at their true number."""
+
+    # A 4-bit weight packs two values into one byte-sized element: quant_state keeps the true shape.
+    def size(p: Any) -> int:
+        state = getattr(p, "quant_state", None)
+        return int(state.shape.numel()) if state is not None else p.numel()
+
+    return sum(size(p) for p in model.parameters())
+
+
+def _lora_layers(model: Any) -> dict[str, Any]:
+    return {n: m for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")}
+
+
+def _lora(model: Any) -> dict[str, str]:
+    """Readings of the adapter's layers; ``lora_anomalies`` only where there are some."""
+    layers = _lora_layers(model)
+    readings = {
+        "lora_rank": _each(r for m in layers.values() for r in m.r.values()),
+        "lora_scaling": _each(s for m in layers.values() for s in m.scaling.values()),
+        "lora_dropout": _each(getattr(d, "p", 0.0) for m in layers.values() for d in m.lora_dropout.values()),
+        "target_modules": _counts(name.rsplit(".", 1)[-1] for name in layers),
+    }
+    odd = {
+        "bias": lambda m: any(getattr(b, "bias", None) is not None for b in m.lora_B.values()),
+        "fan_in_fan_out": lambda m: getattr(m, "fan_in_fan_out", False),
+        "merged": lambda m: getattr(m, "merged", False),
+        "disabled": lambda m: getattr(m, "disable_adapters", False),
+        "several adapters": lambda m: len(m.r) > 1,
+    }
+    anomalies = _counts(name for name, test in odd.items() for m in layers.values() if test(m))
+    return readings if anomalies == "none" else readings | {"lora_anomalies": anomalies}
+
+
+def _attention(model: Any) -> str:
+    """The implementation that the attention modules look up at every forward; the model's own where none has one."""
+    modules = [m for m in model.modules() if "Attention" in type(m).__name__ and hasattr(m, "config")]
+    found = {str(getattr(m.config, "_attn_implementation", None)) for m in modules}
+    return ", ".join(sorted(found)) or str(getattr(model.config, "_attn_implementation", "unknown"))
 
 
 def _quantised_kind(module: Any) -> str | None:
@@ -105,8 +222,8 @@ def _base_precision(model: Any) -> str:
 
 def _adapter_kind(model: Any) -> str:
     """none, lora, or dora: a LoRA layer with PEFT's magnitude vector."""
-    layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
-    magnitudes = [m for m in layers if len(getattr(m, "lora_magnitude_vector", ()))]
+    layers = _lora_layers(model)
+    magnitudes = [m for m in layers.values() if len(getattr(m, "lora_magnitude_vector", ()))]
     return "dora" if magnitudes else "lora" if layers else "none"
 
 
@@ -157,6 +274,11 @@ def _dtype_and_device(module: Any) -> str:
 def _counts(values: Any) -> str:
     counted = Counter(v.removeprefix("torch.") for v in values if v is not None)
     return ", ".join(f"{n} {v}" for v, n in sorted(counted.items())) or "none"
+
+
+def _each(values: Any) -> str:
+    """The distinct numbers, in order."""
+    return ", ".join(_number(v) for v in sorted(set(values)))
 
 
 def _number(value: float) -> str:

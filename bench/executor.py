@@ -149,7 +149,7 @@ def _run_worker(
     job_file = workspace / "job.json"
     job_file.write_text(json.dumps({
         "cell": cell.model_dump(mode="json"), "folder": str(workspace), "base": str(setting.base),
-        "offline": setting.offline, "started": started,
+        "started": started,
     }))  # fmt: skip
     gpu = [] if setting.device_index is None else ["--gpu", str(setting.device_index)]
     with (workspace / "worker.log").open("wb") as log:

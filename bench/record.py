@@ -151,7 +151,7 @@ class GradientProbe(Frozen):
 
 
 class Fingerprint(Frozen):
-    """Which kernels one optimizer step launched, profiled after the timed steps.
+    """Which kernels one forward and backward launched, profiled after the timed steps.
 
     ``file`` (JSON) lists name, count and total microseconds of each, sorted by name; on a CPU the operators stand in.
     """

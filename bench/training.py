@@ -3,16 +3,18 @@
 Runs inside the worker. The backend loads the model; everything that is measured happens here, the same for each.
 """
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import adapters, audit, cpu
+from bench import adapters, audit, cpu, fingerprint, probe, trainer
 from bench.cache import sha256_file
 from bench.cell import Cell
-from bench.errors import AuditError, Diverged
+from bench.clock import clock, synchronise
+from bench.errors import AuditError
 from bench.events import Journal
-from bench.record import AdapterFacts, DataFacts, ModelFacts, TrainerReport
+from bench.record import AdapterFacts, AuditEntry, DataFacts, ModelFacts, TrainerReport
 
 if TYPE_CHECKING:
     from bench.backends.base import TorchBackend, WorkerJob
@@ -70,19 +72,25 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
     transformers.set_seed(cell.seed)
     with journal.phase("load"):
         model = backend.load(cell, source.folder)
-        _synchronise()
+        synchronise()
+    wanted = audit.requested(cell) | backend.requested(cell)
+    if cell.method != "full":
+        wanted["target_modules"] = audit.targets(model, target_modules(cell, model))
     with journal.phase("adapter"):
         model = backend.add_adapter(cell, model)
-        _synchronise()
+        synchronise()
     cpu.exact_nf4_gradients(model)
     initial = None if cell.method == "full" else adapters.load_initial(model, cell.seed)
+    undrawn = adapters.undrawn(model)
     journal.fact("adapter", AdapterFacts(initial_sha256=initial))
     journal.fact("model", _model_facts(model, source))
     data = DataFacts(train_sha256=files.train_sha256, eval_sha256=files.eval_sha256)
     journal.fact("data", data)
-    wanted = audit.requested(cell) | backend.requested(cell) | {"parameters_trainable": str(_trainable(model))}
-    loaded = {k: v for k, v in wanted.items() if k not in ("gradient_checkpointing", "padding_free")}  # the trainer's
-    _audited(journal, audit.check(loaded, audit.effective(model)))
+    wanted["parameters_trainable"] = str(_trainable(model))
+    audited = _Audited(journal)
+    found = audit.effective(model)
+    already = {k: v for k, v in wanted.items() if k in found and k != "gradient_checkpointing"}  # the trainer arms it
+    audited.add(audit.check(already, found))
 
     def evaluate(phase: Any, folder: str) -> None:
         if cell.eval_examples:
@@ -95,14 +103,16 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
 
     evaluate("eval_before", "eval_before")
     transformers.set_seed(cell.seed)
-    trainer, stream = _trainer(backend, cell, model, tokenizer, files, job.folder)
+    run, stream = trainer.make(backend, cell, model, tokenizer, files, job.folder)
     seen = _watch_first_forward(model)
-    clock = _clock(cell, journal, stream, lambda: _after_first_step(journal, wanted, trainer))
-    trainer.add_callback(clock)
+    timed = clock(
+        cell, journal, stream, lambda: audited.add(audit.check(wanted, _read_trainer(run) | backend.readings(run)))
+    )
+    run.add_callback(timed)
     try:
-        summary = trainer.train().metrics
+        summary = run.train().metrics
     finally:
-        clock.finish()
+        timed.finish()
     consumed = cell.max_steps * cell.gradient_accumulation_steps
     journal.fact(
         "data",
@@ -120,153 +130,72 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
             train_loss=summary.get("train_loss"),
         ),
     )
+    with journal.phase("profile"):
+        dispatched = _profile(run, cell, journal, job.folder)
+    audited.add(audit.check(audit.requested_dispatch(wanted, dispatched), dispatched))
     evaluate("eval_after", "eval_after")
     with journal.phase("save"):
         model.save_pretrained(job.folder / "adapter")
     journal.fact("adapter", _saved(job.folder / "adapter", initial, cell))
+    if cell.method != "full":
+        with journal.phase("probe"), _optional(journal, "probe"):
+            journal.fact("probe", probe.measure(run, cell.seed, undrawn, job.folder))
 
 
-def _trainer(backend: "TorchBackend", cell: Cell, model: Any, tokenizer: Any, files: Any, folder: Path) -> Any:
-    """SFTTrainer over pre-tokenised rows, and the meter around the collator that it chose for itself."""
+def _profile(run: Any, cell: Cell, journal: Journal, folder: Path) -> dict[str, str]:
+    """Fingerprint a pass over the last batch of the training set; return the audit's readings of what it did.
+
+    torch's random state is as before; the gradients are cleared.
+    """
     import torch
-    from trl import SFTConfig
 
-    from bench.stream import StreamCollator, tokenise
-
-    gpu = torch.cuda.is_available()
-    arguments: dict[str, Any] = {
-        "output_dir": str(folder / "trainer"),
-        "max_steps": cell.max_steps,
-        "per_device_train_batch_size": cell.batch_size,
-        "gradient_accumulation_steps": cell.gradient_accumulation_steps,
-        "learning_rate": cell.learning_rate,
-        "lr_scheduler_type": cell.lr_scheduler,
-        "warmup_steps": cell.warmup_steps,
-        "optim": {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit"}[cell.optimizer],
-        "weight_decay": cell.weight_decay,
-        "max_grad_norm": cell.max_grad_norm,
-        "bf16": cell.precision in ("bf16", "nf4", "int8"),
-        "fp16": cell.precision == "fp16",
-        "use_cpu": not gpu,
-        "dataloader_pin_memory": gpu,
-        "seed": cell.seed,
-        "data_seed": cell.seed,
-        "train_sampling_strategy": "sequential",
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": None if cell.padding_free == "on" else cell.max_length,
-        "packing": cell.packing == "bfd",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "all",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    if cell.padding_free != "auto":
-        arguments["padding_free"] = cell.padding_free == "on"
-    trainer = _trainer_class(gpu)(
-        model=model,
-        args=SFTConfig(**arguments | backend.trainer_arguments(cell)),
-        train_dataset=tokenise(files, tokenizer, cell),
-        processing_class=tokenizer,
-    )
-    stream = StreamCollator(trainer.data_collator)
-    trainer.data_collator = stream
-    return trainer, stream
+    watch = audit.Watch()
+    kernels: dict[str, str] = {}
+    devices = [0] if torch.cuda.is_available() else []
+    with _optional(journal, "fingerprint"), torch.random.fork_rng(devices):
+        rows = run.train_dataset
+        step = trainer.one_batch(run, rows.select(range(len(rows) - cell.batch_size, len(rows))))
+        with watch.on(run.model):
+            fact, kernels = fingerprint.measure(step, folder)
+        journal.fact("fingerprint", fact)
+    run.model.zero_grad(set_to_none=True)
+    return watch.readings | kernels
 
 
-def _trainer_class(gpu: bool) -> Any:
-    """SFTTrainer; without a GPU with transformers' own loss, since TRL's fused head is a Triton kernel."""
-    from transformers import Trainer
-    from trl import SFTTrainer
-
-    if gpu:
-        return SFTTrainer
-
-    class CpuSFTTrainer(SFTTrainer):
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            return Trainer.compute_loss(self, *args, **kwargs)
-
-    return CpuSFTTrainer
+@contextmanager
+def _optional(journal: Journal, name: str) -> Iterator[None]:
+    """A meter that may fail: the error goes to the journal and the record has null; the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        journal.write("missing", name=name, message=f"{type(error).__name__}: {error}")
 
 
-def _clock(cell: Cell, journal: Journal, stream: Any, after_first_step: Any) -> Any:
-    """The callback that owns the time: a step runs from the end of the one before to its own end, GPU synchronised."""
-    from transformers import TrainerCallback
+class _Audited:
+    """The audit so far: every addition goes to the journal, and ends the run where it is not what was asked for."""
 
-    class Clock(TrainerCallback):
-        phase: Any = None
-        mark = 0.0
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._entries: list[AuditEntry] = []
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._enter("warmup" if cell.untimed_steps else "steady")
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            _synchronise()
-            now = time.monotonic()
-            self.wall_s, self.mark = now - self.mark, now
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if not logs or "loss" not in logs:
-                return
-            step, per_step = state.global_step, cell.gradient_accumulation_steps
-            batches = stream.batches[(step - 1) * per_step : step * per_step]
-            journal.write(
-                "step",
-                step=step,
-                wall_s=self.wall_s,
-                loss=float(logs["loss"]),
-                grad_norm=_maybe_float(logs.get("grad_norm")),
-                learning_rate=_maybe_float(logs.get("learning_rate")),
-                samples=sum(b.rows for b in batches),
-                padded_tokens=sum(b.padded_tokens for b in batches),
-                real_tokens=sum(b.real_tokens for b in batches),
-                trained_tokens=sum(b.trained_tokens for b in batches),
-                trainer_tokens_seen=state.num_input_tokens_seen or None,
-                trainer_log_s=journal.now_s(),
-            )
-            if not float("-inf") < float(logs["loss"]) < float("inf"):
-                raise Diverged(f"loss is {logs['loss']} at step {step}")
-            if step == 1:
-                after_first_step()
-            if step == cell.untimed_steps:
-                self._enter("steady")
-            elif step == 1:
-                self.mark = time.monotonic()
-
-        def _enter(self, phase: Any) -> None:
-            self.finish()
-            _synchronise()
-            journal.begin(phase)
-            self.phase, self.mark = phase, time.monotonic()
-
-        def finish(self) -> None:
-            """End the phase that is open, with its peaks."""
-            if self.phase:
-                journal.end(self.phase)
-            self.phase = None
-
-    return Clock()
+    def add(self, entries: list[AuditEntry]) -> None:
+        self._entries = audit.merge(self._entries, entries)
+        self._journal.fact("audit", self._entries)
+        audit.fail_on_mismatch(entries)
 
 
-def _after_first_step(journal: Journal, wanted: dict[str, str], trainer: Any) -> None:
-    args = trainer.args
+def _read_trainer(run: Any) -> dict[str, str]:
+    args = run.args
     recipe = (
         f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps}, {_value(args.optim)}, "
         f"lr {args.learning_rate:g} {_value(args.lr_scheduler_type)} after {args.warmup_steps}, "
         f"decay {args.weight_decay:g}, clip {args.max_grad_norm:g}, bf16 {args.bf16}, fp16 {args.fp16}"
     )
-    found = audit.effective(trainer.model, trainer.optimizer) | {
+    return audit.effective(run.model, run.optimizer) | {
         "recipe": recipe,
-        "padding_free": str(getattr(trainer, "padding_free", None)),
-        "trainer": type(trainer).__name__,
+        "padding_free": str(getattr(run, "padding_free", None)),
+        "trainer": type(run).__name__,
     }
-    _audited(journal, audit.check(wanted, found))
-
-
-def _audited(journal: Journal, entries: list[Any]) -> None:
-    journal.fact("audit", entries)
-    audit.fail_on_mismatch(entries)
 
 
 def _watch_first_forward(model: Any) -> list[list[int]]:
@@ -313,18 +242,13 @@ def _trainable(model: Any) -> int:
 
 
 def _model_facts(model: Any, source: Any) -> ModelFacts:
-    # A 4-bit weight packs two values into one byte-sized element: quant_state keeps the true shape.
-    def size(p: Any) -> int:
-        state = getattr(p, "quant_state", None)
-        return int(state.shape.numel()) if state is not None else p.numel()
-
     return ModelFacts(
         weights=source.weights,
         source_detail=source.source_detail,
         config_sha256=source.config_sha256,
         weights_sha256=source.weights_sha256,
         tokenizer_sha256=source.tokenizer_sha256,
-        parameters_total=sum(size(p) for p in model.parameters()),
+        parameters_total=audit.parameters_total(model),
         parameters_trainable=_trainable(model),
     )
 
@@ -346,17 +270,6 @@ def _saved(folder: Path, initial: str | None, cell: Cell) -> AdapterFacts:
     )
 
 
-def _synchronise() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def _value(option: Any) -> Any:
     """A Trainer option as its plain value, whether the library keeps it as an enum or as text."""
     return getattr(option, "value", option)
-
-
-def _maybe_float(value: Any) -> float | None:
-    return None if value is None else float(value)

@@ -34,9 +34,7 @@ def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(job["folder"])
     journal = Journal(folder / "journal.jsonl", started=job["started"])
-    worker_job = WorkerJob(
-        cell=Cell.model_validate(job["cell"]), folder=folder, base=Path(job["base"]), offline=job["offline"]
-    )
+    worker_job = WorkerJob(cell=Cell.model_validate(job["cell"]), folder=folder, base=Path(job["base"]))
     try:
         backends.get(worker_job.cell.backend).run(worker_job, journal)
     except BaseException as error:

@@ -111,3 +111,43 @@ def test_the_hash_is_of_the_values_as_loaded() -> None:
 def test_a_model_without_lora_is_an_audit_error() -> None:
     with pytest.raises(AuditError, match="no LoRA tensors"):
         adapters.load_initial(nn.Linear(2, 2), seed=1)
+
+
+# The probe's adapter
+
+
+def test_the_probes_adapter_has_a_small_b_and_values_that_every_dtype_holds(own_cache: Path) -> None:
+    narrow, wide = model(dtype=torch.bfloat16), model()
+    for made in (narrow, wide):
+        adapters.load_probe(made, 1, {})
+    for kind, bound in (("A", 400**-0.5), ("B", 0.1 * 16**-0.5)):
+        for one, other in zip(weights(narrow, kind), weights(wide, kind), strict=True):
+            assert torch.equal(one.float(), other)
+            assert 0.98 * bound < other.abs().max() <= bound * (1 + 2**-8)
+            assert torch.count_nonzero(other) > 0.99 * other.numel()
+
+
+def test_the_probes_adapter_leaves_the_initial_one_alone() -> None:
+    made = model()
+    first = adapters.load_initial(made, seed=1)
+    adapters.load_probe(made, 1, {})
+    assert adapters.state_sha256(adapters.tensors(made)) != first
+    assert adapters.load_initial(made, seed=1) == first
+
+
+def test_tensors_that_are_not_drawn_come_back_as_they_were() -> None:
+    made = model()
+    layer = made.base_model.model["q_proj"]  # type: ignore[union-attr,index]
+    layer.lora_magnitude_vector = nn.ParameterDict({"default": nn.Parameter(torch.arange(300.0))})
+    before = adapters.undrawn(made)
+    assert list(before) == ["q_proj.lora_magnitude_vector.default"]
+    with torch.no_grad():
+        layer.lora_magnitude_vector["default"].zero_()
+    adapters.load_probe(made, 1, before)
+    assert torch.equal(layer.lora_magnitude_vector["default"], torch.arange(300.0))
+    assert before.keys() < adapters.tensors(made).keys()
+
+
+def test_canonical_names_have_no_wrappers() -> None:
+    name = "base_model.model.model.layers.0._orig_mod.mlp.up_proj.lora_A.default.weight"
+    assert adapters.canonical(name) == "model.layers.0.mlp.up_proj.lora_A.default.weight"

@@ -1,5 +1,7 @@
 """The audit: a request that quietly became something else ends the cell, and the error names both values."""
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 
 from bench import audit
 from bench.backends.hf_peft import HfPeft
+from bench.backends.unsloth import Unsloth
 from bench.cell import Cell
 from bench.errors import AuditError
 from bench.record import AuditEntry
@@ -83,10 +86,110 @@ def test_a_stock_model_where_unsloth_was_asked_for(trial: Trial) -> None:
     refused(trial.run(trial.cell(), backend), "implementation", "unsloth", "stock")
 
 
+def test_checkpointing_that_is_on_by_its_flags_and_recomputes_nothing(trial: Trial) -> None:
+    """Only the profiled pass can tell: every layer ran once."""
+
+    def add_adapter(cell: Cell, model: Any) -> Any:
+        def enable(*args: Any, **kwargs: Any) -> None:
+            real(*args, **kwargs)
+            for layer in adapted.get_base_model().model.layers:
+                layer._gradient_checkpointing_func = lambda function, *inputs, **named: function(*inputs, **named)
+
+        adapted = HfPeft().add_adapter(cell, model)
+        real = adapted.gradient_checkpointing_enable
+        adapted.gradient_checkpointing_enable = enable
+        return adapted
+
+    run = trial.run(trial.cell(), Altered(add_adapter=add_adapter))
+    refused(run, "forwards_per_layer", "2", "1")
+    assert run.reading("gradient_checkpointing") == "on" and run.record.failed_phase == "profile"
+
+
+def test_sdpa_by_its_flag_that_dispatches_eager(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.llama.modeling_llama import eager_attention_forward
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", eager_attention_forward)
+    run = trial.run(trial.cell(attention="sdpa"))
+    refused(run, "attention_dispatched", "sdpa", "eager")
+    assert run.reading("attention") == "sdpa" and run.reading("attention_kernel") == "softmax"
+
+
+def stock_unsloth(trial: Trial, cell: Cell) -> types.ModuleType:
+    """A package with Unsloth's entry points that does what Unsloth does without a GPU: stock transformers and PEFT.
+
+    It also does what Unsloth does without bitsandbytes: it loads 16-bit weights whatever was asked for.
+    """
+    plain = cell.model_copy(update={"precision": "bf16"})
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(model_name: str, **options: Any) -> tuple[Any, None]:
+            return HfPeft().load(plain, Path(model_name)), None
+
+        @staticmethod
+        def get_peft_model(model: Any, **options: Any) -> Any:
+            return HfPeft().add_adapter(plain, model)
+
+    module = types.ModuleType("unsloth")
+    module.FastLanguageModel = FastLanguageModel  # type: ignore[attr-defined]
+    return module
+
+
+def test_unsloth_that_fell_back_to_stock_peft(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = trial.cell(backend="unsloth", precision="bf16", gradient_checkpointing="on")
+    monkeypatch.setitem(sys.modules, "unsloth", stock_unsloth(trial, cell))
+    run = trial.run(cell, Unsloth())
+    refused(run, "implementation", "unsloth", "stock")
+    assert run.record.steps.wall_s == []
+
+
+def test_unsloth_that_dropped_4bit(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = trial.cell(backend="unsloth", precision="nf4", gradient_checkpointing="on")
+    monkeypatch.setitem(sys.modules, "unsloth", stock_unsloth(trial, cell))
+    refused(trial.run(cell, Unsloth()), "base_precision", "nf4", "bf16")
+
+
+def test_dropout_that_was_left_out(trial: Trial) -> None:
+    refused(trial.run(trial.cell(lora_dropout=0.1), instead(trial)), "lora_dropout", "0.1", "0")
+
+
+def test_a_target_module_that_was_left_out(trial: Trial) -> None:
+    backend = instead(trial, target_modules=["q_proj", "v_proj"])
+    cell = trial.cell(target_modules=["q_proj", "k_proj", "v_proj"])
+    refused(trial.run(cell, backend), "target_modules", "2 k_proj, 2 q_proj, 2 v_proj", "2 q_proj, 2 v_proj")
+
+
+def test_a_reading_that_changed_is_kept_at_both_moments(trial: Trial) -> None:
+    run = trial.run(trial.cell())
+    entries = {e.name: e.effective for e in run.record.audit}
+    assert len(entries) == len(run.record.audit), "no name twice"
+    assert (entries["gradient_checkpointing"], entries["gradient_checkpointing@loading"]) == ("on", "off")
+    assert [name for name in entries if name.endswith(audit.AT_LOADING)] == ["gradient_checkpointing@loading"]
+    assert (entries["autocast"], entries["forwards_per_layer"]) == ("off", "2")
+    assert (entries["attention_dispatched"], entries["attention_kernel"]) == ("sdpa", "flash")
+    assert run.record.model and entries["parameters_total"] == str(run.record.model.parameters_total)
+    assert "lora_anomalies" not in entries
+
+
+def test_autocast_is_read_inside_the_forward(trial: Trial) -> None:
+    assert trial.run(trial.cell(precision="bf16")).reading("autocast") == "bfloat16"
+
+
 def test_padding_free_that_was_not_asked_for(trial: Trial) -> None:
     """The cell says off, the backend's own trainer arguments turn it on."""
     backend = Altered(trainer_arguments=lambda cell: {"padding_free": True, "max_length": None})
     refused(trial.run(trial.cell(padding_free="off"), backend), "padding_free", "False", "True")
+
+
+@pytest.mark.parametrize("readings", [{"kernels": "plain"}, {}])
+def test_a_backends_own_reading_is_checked_once_it_can_be_read(trial: Trial, readings: dict[str, str]) -> None:
+    backend = Altered(
+        requested=lambda cell: HfPeft().requested(cell) | {"kernels": "fused"}, readings=lambda trainer: readings
+    )
+    run = trial.run(trial.cell(), backend)
+    assert f"kernels: asked for fused, got {readings.get('kernels')}" in str(run.error)
+    assert run.record.status == "crashed" and len(run.record.steps.wall_s) == 1
 
 
 def test_parameters_frozen_on_the_way(trial: Trial) -> None:
@@ -131,7 +234,7 @@ def test_requests_follow_the_cell() -> None:
     lora = audit.requested(Cell(model="m", r=8, lora_alpha="2r", attention="eager", padding_free="on"))
     assert lora == {
         "base_precision": "bf16", "attention": "eager", "padding_free": "True", "adapter": "lora", "lora_rank": "8",
-        "lora_scaling": "2",
+        "lora_scaling": "2", "lora_dropout": "0",
     }  # fmt: skip
     assert audit.requested(Cell(model="m", r=64, method="rslora"))["lora_scaling"] == "8"
     assert audit.requested(Cell(model="m", r=3, method="rslora"))["lora_scaling"] == "1.73205"
@@ -145,6 +248,40 @@ def test_every_mismatch_is_named_and_unasked_readings_pass() -> None:
     with pytest.raises(AuditError, match="^audit: b: asked for 2, got 3; d: asked for 5, got None$"):
         audit.fail_on_mismatch([*entries, AuditEntry(name="d", requested="5", effective=None, ok=False)])
     audit.fail_on_mismatch(entries[:1])
+
+
+def test_merging_loses_no_reading_that_changed() -> None:
+    loaded = audit.check({"a": "1"}, {"a": "1", "b": "2", "c": "3"})
+    merged = audit.merge(loaded, audit.check({"b": "4"}, {"a": "1", "b": "4", "d": "5"}))
+    assert [(e.name, e.requested, e.effective) for e in merged] == [
+        ("a", None, "1"), ("b", "4", "4"), ("c", None, "3"), ("d", None, "5"), ("b@loading", None, "2"),
+    ]  # fmt: skip
+    assert audit.merge(merged, []) == merged
+
+
+def test_a_profile_that_cannot_tell_owes_nothing() -> None:
+    wanted = {"attention": "sdpa", "gradient_checkpointing": "unsloth", "lora_rank": "4"}
+    assert audit.requested_dispatch(wanted, {"autocast": "off"}) == {}
+    found = {"attention_dispatched": "eager", "forwards_per_layer": "2"}
+    assert audit.requested_dispatch(wanted, found) == {"attention_dispatched": "sdpa", "forwards_per_layer": "2"}
+    assert audit.requested_dispatch({"gradient_checkpointing": "off"}, found) == {"forwards_per_layer": "1"}
+
+
+def test_oddities_of_the_adapter_are_named() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_bias=True)
+    model = get_peft_model(tiny_model(), config)
+    assert audit.effective(model)["lora_anomalies"] == "4 bias"
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"]))
+    model.disable_adapter_layers()
+    assert audit.effective(model)["lora_anomalies"] == "4 bias, 4 disabled, 2 several adapters"
+
+
+def test_target_modules_are_counted_in_the_bare_model() -> None:
+    model = tiny_model()
+    assert audit.targets(model, ["q_proj", "mlp.down_proj"]) == "2 down_proj, 2 q_proj"
+    assert audit.targets(model, ["proj"]) == "none", "a part of a name is no match"
 
 
 def test_a_reading_that_was_asked_for_and_is_missing_fails() -> None:

@@ -40,7 +40,7 @@ def whole(trial: Trial) -> Run:
 
 def test_phases_follow_each_other_and_have_their_own_clocks(whole: Run) -> None:
     phases = whole.record.phases
-    assert [p.name for p in phases] == ["import", "load", "adapter", "warmup", "steady", "save"]
+    assert [p.name for p in phases] == ["import", "load", "adapter", "warmup", "steady", "profile", "save", "probe"]
     assert phases[0].start_s == 0
     for before, after in zip(phases, phases[1:], strict=False):
         assert before.wall_s > 0 and after.start_s >= before.start_s + before.wall_s

@@ -52,7 +52,7 @@ def work(folder: Path, cell: dict[str, Any]) -> tuple[int, list[dict[str, Any]],
     """Exit code, journal and standard error of a worker."""
     job = folder / "job.json"
     job.write_text(json.dumps({
-        "cell": cell, "folder": str(folder), "base": str(folder), "offline": True, "started": time.monotonic(),
+        "cell": cell, "folder": str(folder), "base": str(folder), "started": time.monotonic(),
     }))  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "bench.worker", str(job)], capture_output=True, text=True)
     return done.returncode, events.read(folder / "journal.jsonl"), done.stderr

@@ -1,0 +1,184 @@
+"""The dispatch fingerprint: which kernels one forward and backward of a steady step launch.
+
+Taken after training, so that neither the profiler nor the extra pass touches a timed step, a saved adapter or a score.
+The optimizer's kernels are left out, since a step would change the adapter; the audit names the optimizer's class and
+state. On a CPU the operators stand in for kernels.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.cell import Frozen
+from bench.record import FileRef, Fingerprint
+
+FILE = "fingerprint.json"
+
+_VOLATILE = [
+    (re.compile(r"(?<![0-9A-Za-z])0x[0-9a-fA-F]{4,}"), "*"),  # pointers (not the 0x128 of a 160x128 tile)
+    (re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-f]{16,}|[0-9]{9,})(?![0-9A-Za-z])"), "*"),  # hashes, ids (not bf16bf16)
+    (re.compile(r"_(?:\d+(?:d|c|de))+$"), ""),  # Triton's argument specialisation, as in name_0d1d2de
+    (re.compile(r"^(triton_[a-z]+_fused_.*?)_\d+$"), r"\1"),  # inductor numbers its kernels as it meets them
+]
+
+_ATTENTION = [
+    ("flash_attn::", "flash_attention_2", "flash"),
+    ("xformers", "xformers", "memory-efficient"),
+    ("flex_attention", "flex_attention", "flex"),
+    ("_scaled_dot_product_flash_attention", "sdpa", "flash"),
+    ("_scaled_dot_product_efficient_attention", "sdpa", "memory-efficient"),
+    ("_scaled_dot_product_cudnn_attention", "sdpa", "cudnn"),
+    ("_scaled_dot_product_attention_math", "sdpa", "math"),
+]
+"""Part of an operator's name, the implementation that calls it, and the kind of kernel under it."""
+
+
+class Launched(Frozen):
+    """A kernel of one fingerprint."""
+
+    name: str
+    count: int
+    total_us: float
+
+
+class Changed(Frozen):
+    """A kernel that two fingerprints launch another number of times."""
+
+    name: str
+    count_a: int
+    count_b: int
+
+
+class Difference(Frozen):
+    """What sets two fingerprints apart; all lists empty where the same kernels ran equally often."""
+
+    only_a: list[Launched]
+    only_b: list[Launched]
+    changed: list[Changed]
+
+
+def diff(a: Path, b: Path) -> Difference:
+    """Kernels that only one of two fingerprint files has, and changed counts, each sorted by name."""
+    left, right = _read(a), _read(b)
+    return Difference(
+        only_a=[k for n, k in left.items() if n not in right],
+        only_b=[k for n, k in right.items() if n not in left],
+        changed=[
+            Changed(name=n, count_a=k.count, count_b=right[n].count)
+            for n, k in left.items()
+            if n in right and right[n].count != k.count
+        ],
+    )
+
+
+def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[str, str]]:
+    """Profile one call of ``step``; write FILE; return the fingerprint and the audit's attention readings.
+
+    The readings are ``attention_dispatched`` (sdpa, eager, ...) and ``attention_kernel`` (flash, math, ...), each left
+    out where it cannot be told.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as p:
+        step()
+        if gpu:
+            torch.cuda.synchronize()
+    events = [e for e in p.events() if not getattr(e, "is_user_annotation", False)]
+    operators = [e for e in events if e.device_type == torch.autograd.DeviceType.CPU and _is_operator(e.name)]
+    if gpu:
+        kernels = [
+            (e.name, e.time_range.elapsed_us()) for e in events if e.device_type == torch.autograd.DeviceType.CUDA
+        ]
+    else:
+        kernels = [(e.name, _own_us(e)) for e in operators if not _sent_on(e)]
+    if not kernels:
+        raise RuntimeError("the profiler saw no kernel")
+    launched = collect(kernels)
+    shown = {"step": "forward and backward", "kernels": [k.model_dump() for k in launched]}
+    (folder / FILE).write_text(json.dumps(shown, indent=1) + "\n")
+    fingerprint = Fingerprint(
+        file=FileRef.of(folder / FILE, folder),
+        device="cuda" if gpu else "cpu",
+        kernels=len(launched),
+        launches=sum(k.count for k in launched),
+        device_s=sum(k.total_us for k in launched) / 1e6,
+        sha256=sha256(launched),
+    )
+    return fingerprint, attention({e.name for e in operators} | {k.name for k in launched})
+
+
+def collect(kernels: list[tuple[str, float]]) -> list[Launched]:
+    """Counts and total times by normalised name, sorted by name, from (name, microseconds) of every launch."""
+    counts: Counter[str] = Counter()
+    times: defaultdict[str, float] = defaultdict(float)
+    for raw, elapsed_us in kernels:
+        name = normalise(raw)
+        counts[name] += 1
+        times[name] += elapsed_us
+    return [Launched(name=n, count=counts[n], total_us=round(times[n], 3)) for n in sorted(counts)]
+
+
+def normalise(name: str) -> str:
+    """A kernel's name without the parts that change from one process or compilation to the next."""
+    for pattern, replacement in _VOLATILE:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def sha256(launched: list[Launched]) -> str:
+    """Over names and counts, in name order; times do not count."""
+    return hashlib.sha256(json.dumps([(k.name, k.count) for k in launched]).encode()).hexdigest()
+
+
+def attention(names: set[str]) -> dict[str, str]:
+    """Which attention ran, from the names of operators and kernels.
+
+    A softmax outside every known attention operator is eager attention: the loss uses log-softmax or fused kernels.
+    """
+    found = {(how, kind) for part, how, kind in _ATTENTION for n in names if part in n}
+    if not found and any("flash_fwd" in n for n in names):
+        found = {("flash_attention_2", "flash")}
+    if not found and "aten::scaled_dot_product_attention" in names:
+        found = {("sdpa", "unknown")}
+    if not found and names & {"aten::softmax", "aten::_softmax"}:
+        found = {("eager", "softmax")}
+    if not found:
+        return {}
+    return {
+        "attention_dispatched": ", ".join(sorted({how for how, _ in found})),
+        "attention_kernel": ", ".join(sorted({kind for _, kind in found})),
+    }
+
+
+_MODE = "PythonDispatchMode"
+"""Stands between an operator and itself where a dispatch mode (``bench.cpu``) sent it on."""
+
+
+def _sent_on(event: Any) -> bool:
+    mode = event.cpu_parent
+    return (
+        mode is not None and mode.name == _MODE and mode.cpu_parent is not None and mode.cpu_parent.name == event.name
+    )
+
+
+def _own_us(event: Any) -> float:
+    """An operator's time without the operators it calls; one that a mode sent on is one with it."""
+    modes = [child for child in event.cpu_children if child.name == _MODE]
+    again = [child for mode in modes for child in mode.cpu_children if child.name == event.name]
+    return float(event.self_cpu_time_total) + sum(map(_own_us, again))
+
+
+def _is_operator(name: str) -> bool:
+    return "::" in name and not name.startswith("autograd::")
+
+
+def _read(file: Path) -> dict[str, Launched]:
+    kernels = json.loads(file.read_text())["kernels"]
+    return {k["name"]: Launched.model_validate(k) for k in kernels}
