@@ -128,14 +128,25 @@ def report(
         typer.Option("--published", help="Published records to show beside, as not from this machine."),
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "peftmark report",
+    across: Annotated[
+        list[str] | None,
+        typer.Option("--across", help="Compare although this differs (driver, gpu0, package.torch ...); it is said."),
+    ] = None,
+    include_contaminated: Annotated[
+        bool, typer.Option("--include-contaminated", help="Count contaminated runs; it is said.")
+    ] = False,
 ) -> None:
     """Compare records and write the report: index.html, report.md, findings.json, and the table printed here."""
     from bench import report as reporting
+    from bench.compare import compare
+    from bench.finding import FindingsFile
 
     with _told():
         own, beside = _load(runs), _load(published or [])
-        reporting.render(own, beside, out_dir, title)
-        for table in reporting.terminal_tables(own, beside):
+        found = compare(own, across=across or (), include_contaminated=include_contaminated)
+        content = FindingsFile(title=title, own=found, published=compare(beside))
+        reporting.render(content, own, beside, out_dir)
+        for table in reporting.terminal_tables(content):
             out.print(table)
         out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)
 

@@ -1,160 +1,231 @@
-"""Findings: groups of records set side by side, from raw records to ratios, never from unlike ones.
+"""Findings: sides set against each other, from raw records to ratios, intervals and verdicts.
 
-Records of one cell in one environment are repeats of each other and form a side. A pair is two sides whose cells are
-equal in all but the backend and whose environments are equal in everything that may sway a measurement. What has no
-partner is listed alone, with the reason. Nothing here renders, and a failed run is a finding like any other.
+bench.groups says what may be compared, bench.parity whether both sides did the same work, bench.stats what the numbers
+allow to be said. What has no partner is listed alone, with the reason. Nothing here renders, and a failed run is a
+finding like any other.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
 
-from bench.cell import Frozen
+from bench import parity as parity_gate
+from bench import stats
+from bench.accuracy import compare_accuracy
 from bench.derived import METERS, ConfigOf, Derived, Meter, derive, known_config
-from bench.environment import Environment
-from bench.finding import CONFIDENCE, Accuracy, Failure, Finding, Interval, Memory, Parity, Side, Verdict
+from bench.errors import InputError
+from bench.finding import (
+    Accuracy,
+    AccuracyFinding,
+    Control,
+    Failure,
+    Finding,
+    Findings,
+    Interval,
+    Memory,
+    Side,
+    Verdict,
+)  # fmt: skip
+from bench.groups import Pair, machine_name, pairs
+from bench.parity import Parity
 from bench.record import EvalResult, Record
+from bench.store import Loaded
 
-__all__ = [
-    "METERS", "ConfigOf", "Derived", "Finding", "Meter", "Pair", "derive", "findings", "known_config", "machine_name",
-    "pairs",
-]  # fmt: skip
-
-RESAMPLES = 9_999
+__all__ = ["METERS", "ConfigOf", "Derived", "Meter", "compare", "derive", "known_config", "machine_name"]
 
 
-class Pair(Frozen):
-    """Records of both sides; one of the lists is empty where there is no partner, and ``why`` says so."""
+@dataclass(frozen=True)
+class _Side:
+    """A side, and its records that count."""
 
-    baseline: list[Record]
-    candidate: list[Record]
-    why: str = ""
-
-
-def machine_name(environment: Environment) -> str:
-    """What a reader calls the machine: its GPUs, else its processor."""
-    names = [gpu.name for gpu in environment.gpus]
-    if not names:
-        return f"{environment.cpu}, {environment.cpu_cores or '?'} cores, no GPU"
-    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    side: Side
+    counted: list[Loaded]
+    derived: list[Derived]
 
 
-def pairs(records: Sequence[Record], baseline: str = "hf-peft") -> list[Pair]:
-    """Every record exactly once as candidate or alone; a baseline side recurs with each of its candidates."""
-    groups: dict[tuple[str, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in sorted(records, key=lambda r: r.id):
-        key = (record.cell.twin_key("backend"), record.environment.fingerprint)
-        groups[key][record.cell.backend].append(record)
+def compare(
+    loaded: Sequence[Loaded],
+    baseline: str = "hf-peft",
+    config_of: ConfigOf = known_config,
+    *,
+    across: Collection[str] = (),
+    include_contaminated: bool = False,
+) -> Findings:
+    """All that these records say of ``baseline`` against every other backend, sorted by machine, then by what most
+    suites vary: one finding a pair or lone side, and one of accuracy for the seeds of a cell taken together.
 
-    found = []
-    for (twin, fingerprint), sides in groups.items():
-        elsewhere = [other for key, other in groups.items() if key[0] == twin and key[1] != fingerprint]
-        base, others = sides.get(baseline, []), [rs for name, rs in sides.items() if name != baseline]
-        if base and others:
-            found += [Pair(baseline=base, candidate=other) for other in others]
-        elif base:
-            partners = [rs[0] for other in elsewhere for name, rs in other.items() if name != baseline]
-            found.append(Pair(baseline=base, candidate=[], why=_alone(base[0], "another backend", partners)))
-        else:
-            partners = [other[baseline][0] for other in elsewhere if baseline in other]
-            found += [Pair(baseline=[], candidate=rs, why=_alone(rs[0], baseline, partners)) for rs in others]
-    return found
-
-
-def findings(
-    records: Sequence[Record], baseline: str = "hf-peft", config_of: ConfigOf = known_config
-) -> list[Finding]:  # fmt: skip
-    """One finding a pair or lone side, sorted by machine, then by what most suites vary."""
-    found = [_finding(pair, config_of) for pair in pairs(records, baseline)]
-    return sorted(found, key=lambda f: (f.machine, f.environment, f.cell.model, f.cell.precision, f.cell.method,
-                                        f.cell.r or 0, f.cell.twin_key("backend"), f.cell.backend))  # fmt: skip
+    ``across`` names environment keys that may differ (see bench.groups); ``include_contaminated`` counts contaminated
+    runs, and the findings say so.
+    """
+    paired = pairs(loaded, baseline, across)
+    made = [_finding(pair, config_of, include_contaminated, loaded) for pair in paired]
+    adjusted = stats.adjust([finding.rates.p_value if finding.rates else None for finding in made])
+    judged = [_judged(finding, p) for finding, p in zip(made, adjusted, strict=True)]
+    return Findings(
+        pairs=sorted(judged, key=_place), accuracy=sorted(_accuracies(paired, include_contaminated), key=_place)
+    )  # fmt: skip
 
 
-def _alone(record: Record, partner: str, elsewhere: list[Record]) -> str:
-    """Why a side has no partner; names the keys of the nearest environment that has one."""
-    if not elsewhere:
-        return f"no record of this cell with {partner}"
-    mine = record.environment.comparable()
-    theirs = [other.environment.comparable() for other in elsewhere]
-    differing = min(([k for k in sorted(mine | o) if mine.get(k) != o.get(k)] for o in theirs), key=len)
-    nearest = next(o for o in theirs if all(mine.get(k) == o.get(k) for k in (mine | o).keys() - set(differing)))
-    changes = "; ".join(
-        f"{key}: {mine.get(key, 'absent')} here, {nearest.get(key, 'absent')} there" for key in differing
+def _place(finding: Finding | AccuracyFinding) -> tuple[object, ...]:
+    cell = finding.cell
+    return (finding.machine, finding.environment, cell.model, cell.precision, cell.method, cell.r or 0,
+            cell.twin_key("backend"), cell.backend)  # fmt: skip
+
+
+def _counts(record: Record, contaminated: bool) -> bool:
+    return record.status == "ok" or (contaminated and record.status == "contaminated")
+
+
+def _accuracies(paired: list[Pair], contaminated: bool) -> list[AccuracyFinding]:
+    """The first run of each side that was evaluated, by seed."""
+    seeds: dict[tuple[str, str, str], dict[int, tuple[Loaded, Loaded]]] = defaultdict(dict)
+    for pair in paired:
+        sides = [
+            next((one for one in side if one.record.eval_after and _counts(one.record, contaminated)), None)
+            for side in (pair.baseline, pair.candidate)
+        ]
+        if sides[0] and sides[1]:
+            record = sides[1].record
+            key = record.cell.twin_key("seed"), record.environment.fingerprint, sides[0].record.environment.fingerprint
+            seeds[key][record.cell.seed] = sides[0], sides[1]
+    return [_accuracy_finding([found[seed] for seed in sorted(found)]) for found in seeds.values()]
+
+
+def _accuracy_finding(couples: list[tuple[Loaded, Loaded]]) -> AccuracyFinding:
+    base, cand = couples[0]
+    result = cand.record.eval_after
+    assert result is not None
+    paired, why = None, ""
+    try:
+        files = [[_samples(couple[side]) for couple in couples] for side in (0, 1)]
+        paired = compare_accuracy(files[0], files[1], result.metric)
+    except InputError as error:
+        why = f"{error.where}: {error.what}"
+    return AccuracyFinding(
+        cell=cand.record.cell,
+        machine=machine_name(cand.record.environment),
+        environment=cand.record.environment.fingerprint,
+        baseline=base.record.cell.backend,
+        task=result.task,
+        metric=result.metric,
+        seeds=[one.record.cell.seed for _, one in couples],
+        record_ids=[one.record.id for couple in couples for one in couple],
+        paired=paired,
+        why=why,
     )
-    return f"its partner ran in another environment ({changes})"
 
 
-def _finding(pair: Pair, config_of: ConfigOf) -> Finding:
-    first = (pair.candidate or pair.baseline)[0]
-    base_ok, base = _side(pair.baseline, config_of)
-    cand_ok, cand = _side(pair.candidate, config_of)
-    parity = _parity(pair.baseline, pair.candidate) if base_ok and cand_ok else None
+def _samples(one: Loaded) -> Path:
+    assert one.record.eval_after is not None
+    return one.folder / one.record.eval_after.samples.path
+
+
+def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, everything: Sequence[Loaded]) -> Finding:
+    first = (pair.candidate or pair.baseline)[0].record
+    base, cand = (_side(side, config_of, contaminated) for side in (pair.baseline, pair.candidate))
+    parity = None
+    if base and cand and base.counted and cand.counted:
+        parity = parity_gate.gate(base.counted, cand.counted, everything, config_of)
     verdict, why = _verdict(pair, base, cand, parity)
-    shared: dict[str, Any] = {
-        "cell": first.cell, "machine": machine_name(first.environment), "environment": first.environment.fingerprint,
-        "baseline": base, "candidate": cand, "verdict": verdict, "why": why, "parity": parity,
-        "memory": {meter: _memory(meter, base_ok, cand_ok, compare=verdict == "measured") for meter in METERS},
-    }  # fmt: skip
-    if verdict != "measured" or base is None or cand is None:
-        return Finding(**shared)
-    rates = _values(cand_ok, lambda d: d.tokens_per_s), _values(base_ok, lambda d: d.tokens_per_s)
+    measured = verdict == "measured" and base is not None and cand is not None
+    rates = stats.ratio(_rates(cand), _rates(base)) if base and cand else None
+    if verdict == "parity failed" and rates and rates.value:
+        why += f"; the ratio of the rates, {rates.value:.2f}, is no speedup"
     return Finding(
-        **shared,
-        speedup=_ratio(cand.tokens_per_s, base.tokens_per_s),
-        speedup_interval=_interval(*rates),
-        no_interval_because=None if min(map(len, rates)) > 1 else "1 process a side",
-        break_even_steps=_break_even(base, cand),
+        cell=first.cell,
+        machine=machine_name(first.environment),
+        environment=first.environment.fingerprint,
+        across=pair.differences,
+        baseline=base.side if base else None,
+        candidate=cand.side if cand else None,
+        verdict=verdict,
+        why=why,
+        parity=parity,
+        memory={meter: _memory(meter, base, cand, compare=measured) for meter in METERS},
+        rates=rates if measured else None,
+        speedup=rates.value if measured and rates else None,
+        break_even_steps=_break_even(base.side, cand.side) if measured and base and cand else None,
     )
 
 
-def _side(records: list[Record], config_of: ConfigOf) -> tuple[list[Derived], Side | None]:
-    """Derived statistics of the runs that ended ok, and the side they make; None where there is no record."""
-    if not records:
-        return [], None
-    ok = [record for record in records if record.status == "ok"]
-    derived = [derive(record, config_of) for record in ok]
-    last = (ok or records)[-1]
+def _judged(finding: Finding, adjusted_p: float | None) -> Finding:
+    """The finding with what its ratio allows to be said, given all the others made beside it."""
+    if finding.rates is None:
+        return finding
+    ends = finding.rates.interval()
+    return finding.model_copy(update={
+        "speed": stats.verdict(finding.rates, p_value=adjusted_p),
+        "adjusted_p_value": adjusted_p,
+        "speedup_interval": Interval(low=ends[0], high=ends[1], level=1 - stats.ALPHA) if ends else None,
+    })  # fmt: skip
+
+
+def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Side | None:
+    """The side that these records make; None where there is none. Runs that ended ok count, and contaminated ones
+    where that was asked for."""
+    if not loaded:
+        return None
+    counted = [one for one in loaded if _counts(one.record, contaminated)]
+    derived = [derive(one.record, config_of) for one in counted]
+    last = (counted or loaded)[-1].record
 
     def mid(read: Callable[[Derived], float | None]) -> float | None:
         values = _values(derived, read)
         return median(values) if values else None
 
-    peaks = {meter: mid(_peak_under(meter)) for meter in METERS}
-    return derived, Side(
+    rates = _values(derived, lambda d: d.tokens_per_s)
+    side = Side(
         backend=last.cell.backend,
-        record_ids=[record.id for record in records],
-        processes=len(ok),
-        failures=[
-            Failure(record_id=r.id, status=r.status, phase=r.failed_phase, message=r.message)
-            for r in records
-            if r.status != "ok"
-        ],
-        status=last.status,
+        record_ids=[one.record.id for one in loaded],
+        processes=len(counted),
+        contaminated=sum(one.record.status == "contaminated" for one in counted),
+        failures=[_failure(one.record) for one in loaded if one not in counted],
+        status="ok" if counted else last.status,
         random_weights=last.cell.source == "random",
         tokens_per_s=mid(lambda d: d.tokens_per_s),
         padded_tokens_per_s=mid(lambda d: d.padded_tokens_per_s),
         step_s=mid(lambda d: d.step_s_median),
         mfu=mid(lambda d: d.mfu),
         startup_s=mid(lambda d: d.startup_s),
-        training_peaks={meter: None if peak is None else round(peak) for meter, peak in peaks.items()},
-        accuracy_before=_accuracy([r.eval_before for r in ok]),
-        accuracy_after=_accuracy([r.eval_after for r in ok]),
+        unsettled=sum(d.settled is False for d in derived),
+        training_peaks={m: stats.spread(peaks) if (peaks := _peaks(derived, m)) else None for m in METERS},
+        control=_control(counted, rates),
+        accuracy_before=_accuracy([one.record.eval_before for one in counted]),
+        accuracy_after=_accuracy([one.record.eval_after for one in counted]),
     )
+    return _Side(side=side, counted=counted, derived=derived)
 
 
-def _verdict(pair: Pair, base: Side | None, cand: Side | None, parity: Parity | None) -> tuple[Verdict, str]:
+def _control(counted: list[Loaded], rates: list[float]) -> Control | None:
+    """The side against itself: its runs in ABBA order as if they were two backends. Null below 3 runs a half."""
+    halves = (
+        [rates[i] for i in range(len(rates)) if i % 4 in (0, 3)],
+        [r for i, r in enumerate(rates) if i % 4 in (1, 2)],
+    )
+    if len(rates) != len(counted) or min(map(len, halves)) < stats.MIN_PROCESSES:
+        return None
+    ratio = stats.ratio(*halves)
+    return Control(ratio=ratio, verdict=stats.verdict(ratio))
+
+
+def _failure(record: Record) -> Failure:
+    return Failure(record_id=record.id, status=record.status, phase=record.failed_phase, message=record.message)
+
+
+def _verdict(pair: Pair, base: _Side | None, cand: _Side | None, parity: Parity | None) -> tuple[Verdict, str]:
     """A run that failed says so first; then a missing partner; then unlike work."""
-    down = [side for side in (base, cand) if side and side.status != "ok"]
+    down = [one.side for one in (base, cand) if one and not one.counted]
     if down:
         reasons = [_reason(side) for side in down] + ([pair.why] if pair.why else [])
         unsupported = all(side.status == "unsupported" for side in down)
         return ("unsupported" if unsupported else "failed"), "; ".join(reasons)
     if pair.why:
         return "not comparable", pair.why
-    if parity and parity.same_stream is False:
-        return "not comparable", "the two sides trained on different token streams"
-    if untimed := [side.backend for side in (base, cand) if side and side.tokens_per_s is None]:
+    if parity and parity.status == "failed":
+        return "parity failed", parity.text
+    if untimed := [one.side.backend for one in (base, cand) if one and one.side.tokens_per_s is None]:
         return "not comparable", f"no timed step of {', '.join(untimed)}"
     return "measured", ""
 
@@ -163,37 +234,6 @@ def _reason(side: Side) -> str:
     last = side.failures[-1]
     where = f" in {last.phase}" if last.phase else ""
     return f"{side.backend}: {last.status}{where}" + (f": {last.message}" if last.message else "")
-
-
-def _weights(record: Record) -> str | None:
-    """What tells weights apart: their hash, or for random ones the seed and device that drew them."""
-    return None if record.model is None else record.model.weights_sha256 or record.model.source_detail
-
-
-def _parity(baseline: list[Record], candidate: list[Record]) -> Parity:
-    base, cand = ([r for r in side if r.status == "ok"] for side in (baseline, candidate))
-    both = base + cand
-    seen = [r.data.stream_checked_in_forward if r.data else None for r in both]
-    losses = [median(known) if (known := _first_losses(side)) else None for side in (base, cand)]
-    difference = None if losses[0] is None or losses[1] is None else losses[1] - losses[0]
-    return Parity(
-        same_train_data=_same([r.data.train_sha256 if r.data else None for r in both]),
-        same_weights=_same([_weights(r) for r in both]),
-        same_initial_adapter=_same([r.adapter.initial_sha256 for r in both]),
-        same_stream=_same([r.data.stream_sha256 if r.data else None for r in both]),
-        stream_seen_by_model=None if None in seen else all(seen),
-        step1_loss_baseline=losses[0],
-        step1_loss_candidate=losses[1],
-        step1_loss_difference=difference,
-    )
-
-
-def _first_losses(records: list[Record]) -> list[float]:
-    return [loss for r in records if r.steps.loss and (loss := r.steps.loss[0]) is not None]
-
-
-def _same(hashes: Sequence[str | None]) -> bool | None:
-    return None if None in hashes else len(set(hashes)) == 1
 
 
 def _accuracy(results: list[EvalResult | None]) -> Accuracy | None:
@@ -210,48 +250,30 @@ def _accuracy(results: list[EvalResult | None]) -> Accuracy | None:
     )
 
 
-def _memory(meter: Meter, base: list[Derived], cand: list[Derived], compare: bool) -> Memory:
-    base_values = _values(base, _peak_under(meter))
-    cand_values = _values(cand, _peak_under(meter))
-    base_mid, cand_mid = (median(v) if v else None for v in (base_values, cand_values))
-    ratio = _ratio(cand_mid, base_mid) if compare else None
-    interval = _interval(cand_values, base_values) if compare else None
+def _memory(meter: Meter, base: _Side | None, cand: _Side | None, compare: bool) -> Memory:
+    """Savings from the medians, and from the peaks that lie furthest apart."""
+    one, other = (side.side.training_peaks[meter] if side else None for side in (base, cand))
+    if not compare or one is None or other is None or not one.minimum:
+        return Memory(baseline=one, candidate=other)
     return Memory(
-        baseline_bytes=None if base_mid is None else round(base_mid),
-        candidate_bytes=None if cand_mid is None else round(cand_mid),
-        saving=None if ratio is None else 1 - ratio,
-        interval=Interval(low=1 - interval.high, high=1 - interval.low) if interval else None,
+        baseline=one,
+        candidate=other,
+        saving=1 - other.median / one.median,
+        least=1 - other.maximum / one.minimum,
+        most=1 - other.minimum / one.maximum,
     )
 
 
-def _peak_under(meter: Meter) -> Callable[[Derived], float | None]:
-    return lambda derived: derived.training_peaks[meter]
+def _peaks(derived: list[Derived], meter: Meter) -> list[int]:
+    return [peak for d in derived if (peak := d.training_peaks[meter]) is not None]
+
+
+def _rates(side: _Side | None) -> list[float]:
+    return _values(side.derived, lambda d: d.tokens_per_s) if side else []
 
 
 def _values(derived: list[Derived], read: Callable[[Derived], float | None]) -> list[float]:
     return [value for d in derived if (value := read(d)) is not None]
-
-
-def _ratio(numerator: float | None, denominator: float | None) -> float | None:
-    return None if numerator is None or not denominator else numerator / denominator
-
-
-def _interval(numerators: list[float], denominators: list[float]) -> Interval | None:
-    """Of the ratio of medians; None with fewer than two processes on a side."""
-    if min(len(numerators), len(denominators)) < 2 or 0 in denominators:
-        return None
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    result = bootstrap(
-        (numerators, denominators),
-        lambda n, d, axis: np.median(n, axis=axis) / np.median(d, axis=axis),
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Interval(low=float(result.low), high=float(result.high))
 
 
 def _break_even(base: Side, cand: Side) -> float | None:

@@ -8,6 +8,7 @@ from bench.cell import Frozen
 from bench.errors import InputError
 from bench.flops import peak_bf16_flops, step_flops
 from bench.record import PhaseName, Record, Status
+from bench.steady import steady
 
 Meter = Literal["torch_allocated", "torch_reserved", "nvml_process", "nvml_device"]
 STARTUP: tuple[PhaseName, ...] = ("import", "load", "adapter", "warmup")
@@ -37,6 +38,9 @@ class Derived(Frozen):
     record_id: str
     status: Status
     timed_steps: int
+    """Steps after warm-up: from ``untimed_steps`` on, or from where the step times settled if that is later."""
+    settled: bool | None = None
+    """False: the step times never settled; null: too few of them to tell."""
     tokens_per_s: float | None = None
     """Real (not padding) tokens over seconds, both summed over the timed steps."""
     padded_tokens_per_s: float | None = None
@@ -88,6 +92,7 @@ def derive(record: Record, config_of: ConfigOf = known_config) -> Derived:
     tenths = quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [middle] * 9
     return Derived.model_validate({
         **base,
+        "settled": steady(record.steps.wall_s, record.cell.untimed_steps).settled,
         "tokens_per_s": _rate(real, seconds),
         "padded_tokens_per_s": _rate(_timed(record, record.steps.padded_tokens), seconds),
         "tokens_per_s_by_median_step": fmean(real) / middle if real else None,
@@ -102,7 +107,7 @@ def derive(record: Record, config_of: ConfigOf = known_config) -> Derived:
 
 
 def _timed(record: Record, series: list[T]) -> list[T]:
-    return series[record.cell.untimed_steps :]
+    return series[steady(record.steps.wall_s, record.cell.untimed_steps).first :]
 
 
 def _rate(amounts: list[int], seconds: list[float]) -> float | None:
@@ -148,7 +153,8 @@ def _mfu(record: Record, config_of: ConfigOf) -> float | None:
 
 
 def _trainer_check(record: Record) -> TrainerCheck | None:
-    steps, first = record.steps, max(record.cell.untimed_steps, 1)
+    steps = record.steps
+    first = max(steady(steps.wall_s, record.cell.untimed_steps).first, 1)
     seen, logged, seconds = steps.trainer_tokens_seen, steps.trainer_log_s, steps.wall_s[first:]
     if not seconds or len(seen) != len(steps.wall_s) or len(logged) != len(steps.wall_s):
         return None

@@ -2,20 +2,29 @@
 
 from typing import Literal
 
+from bench.accuracy import PairedAccuracy
 from bench.cell import Cell, Frozen
 from bench.derived import Meter
+from bench.parity import Parity
 from bench.record import PhaseName, Status
+from bench.stats import RateVerdict, Ratio, Spread
 
-Verdict = Literal["measured", "not comparable", "failed", "unsupported"]
-CONFIDENCE = 0.95
+Verdict = Literal["measured", "parity failed", "not comparable", "failed", "unsupported"]
 
 
 class Interval(Frozen):
-    """A confidence interval: percentile bootstrap over processes (scipy.stats.bootstrap)."""
+    """A confidence interval over processes (bench.stats)."""
 
     low: float
     high: float
-    level: float = CONFIDENCE
+    level: float
+
+
+class Control(Frozen):
+    """A side against itself: what the method says where there is nothing to find."""
+
+    ratio: Ratio
+    verdict: RateVerdict
 
 
 class Failure(Frozen):
@@ -43,10 +52,12 @@ class Side(Frozen):
     backend: str
     record_ids: list[str]
     processes: int
-    """Runs that ended ok; every number below comes from these."""
+    """Runs that count: those that ended ok, and contaminated ones where asked for. Every number below is theirs."""
+    contaminated: int
+    """How many of them were contaminated."""
     failures: list[Failure]
     status: Status
-    """ok when any run ended ok, else that of the latest run."""
+    """ok when any run counts, else that of the latest run."""
     random_weights: bool
     tokens_per_s: float | None = None
     """Real tokens (no padding)."""
@@ -55,8 +66,11 @@ class Side(Frozen):
     """Median step, of the processes' medians."""
     mfu: float | None = None
     startup_s: float | None = None
-    training_peaks: dict[Meter, int | None]
-    """Bytes, rounded where two middle processes are averaged."""
+    unsettled: int
+    """Processes whose step times never settled."""
+    training_peaks: dict[Meter, Spread | None]
+    control: Control | None = None
+    """Null below six processes."""
     accuracy_before: Accuracy | None = None
     accuracy_after: Accuracy | None = None
 
@@ -64,27 +78,14 @@ class Side(Frozen):
 class Memory(Frozen):
     """Training peaks of a pair under one meter."""
 
-    baseline_bytes: int | None
-    candidate_bytes: int | None
-    saving: float | None
-    """1 - candidate / baseline: negative where the candidate needs more."""
-    interval: Interval | None
-
-
-class Parity(Frozen):
-    """Did both sides do the same work? Facts only; null is unknown."""
-
-    same_train_data: bool | None
-    same_weights: bool | None
-    same_initial_adapter: bool | None
-    same_stream: bool | None
-    """The batches that the trainer consumed, in order."""
-    stream_seen_by_model: bool | None
-    """On every run a hook on the model saw the stream's first step."""
-    step1_loss_baseline: float | None
-    step1_loss_candidate: float | None
-    step1_loss_difference: float | None
-    """Candidate less baseline."""
+    baseline: Spread | None
+    candidate: Spread | None
+    saving: float | None = None
+    """1 - candidate / baseline of the medians: negative where the candidate needs more."""
+    least: float | None = None
+    """Saving of the candidate's greatest peak over the baseline's least."""
+    most: float | None = None
+    """Saving of the candidate's least peak over the baseline's greatest."""
 
 
 class Finding(Frozen):
@@ -94,7 +95,9 @@ class Finding(Frozen):
     """What both sides share, written with the candidate's backend (the baseline's where that is alone)."""
     machine: str
     environment: str
-    """Fingerprint of the shared environment."""
+    """Fingerprint of the environment."""
+    across: list[str] = []
+    """What differs between the environments and was allowed to, with both values."""
     baseline: Side | None
     candidate: Side | None
     verdict: Verdict
@@ -102,7 +105,12 @@ class Finding(Frozen):
     speedup: float | None = None
     """Candidate's real tokens/s over the baseline's: ratio of medians over processes."""
     speedup_interval: Interval | None = None
-    no_interval_because: str | None = None
+    rates: Ratio | None = None
+    """The ratio's statistics: minimum detectable effect, p-value, and why there is no interval."""
+    adjusted_p_value: float | None = None
+    """Holm's, over all findings made together."""
+    speed: RateVerdict | None = None
+    """Of the candidate; null where there is no speedup."""
     memory: dict[Meter, Memory] = {}
     parity: Parity | None = None
     break_even_steps: float | None = None
@@ -110,12 +118,37 @@ class Finding(Frozen):
     its steps are not faster."""
 
 
+class AccuracyFinding(Frozen):
+    """Accuracy after the fine-tune, the same items answered by both sides, one pair of runs a seed."""
+
+    cell: Cell
+    """The candidate's, of the first seed."""
+    machine: str
+    environment: str
+    baseline: str
+    """Backend."""
+    task: str
+    metric: str
+    seeds: list[int]
+    record_ids: list[str]
+    paired: PairedAccuracy | None
+    why: str = ""
+    """Why the items could not be paired."""
+
+
+class Findings(Frozen):
+    """All that was found in one set of records."""
+
+    pairs: list[Finding] = []
+    accuracy: list[AccuracyFinding] = []
+
+
 class FindingsFile(Frozen):
     """The content of a report's findings.json."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     title: str
-    own: list[Finding]
+    own: Findings
     """From the runs that the report is about."""
-    published: list[Finding]
+    published: Findings
     """From committed results shown beside them."""

@@ -1,11 +1,27 @@
 """Derived statistics and findings against numbers known beforehand, from made-up records of a 'Test GPU'."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from bench.compare import derive, findings, known_config, pairs
-from bench.finding import Finding
-from bench.record import DataFacts, Phase, Steps
+from bench.compare import compare, derive, known_config
+from bench.errors import InputError
+from bench.finding import AccuracyFinding, Finding
+from bench.groups import pairs
+from bench.record import DataFacts, Phase, Record, Steps
+from bench.store import Loaded
 from tests.synthetic import GIB, environment, evaluation, record, unfinished
+
+
+def loaded(records: Sequence[Record]) -> list[Loaded]:
+    return [Loaded(one, Path("no-such-folder")) for one in records]
+
+
+def findings(records: Sequence[Record], **options: Any) -> list[Finding]:
+    return compare(loaded(records), **options).pairs
 
 
 def only(found: list[Finding]) -> Finding:
@@ -74,11 +90,18 @@ def test_trainer_check_agrees_over_the_same_steps_and_shows_a_slower_clock() -> 
 
 
 def test_trainer_check_without_untimed_steps_leaves_out_the_first() -> None:
-    steps = record().steps
+    walls = [1.4, 1.0, 1.0, 1.0, 1.0, 1.0]
+    logged = [25.0 + sum(walls[: i + 1]) for i in range(6)]
+    steps = record().steps.model_copy(update={"wall_s": walls, "trainer_log_s": logged})
     check = derive(record(cell={"untimed_steps": 0}, steps=steps)).trainer
     assert check is not None
-    assert check.own_tokens_per_s == pytest.approx(5000 / 6)
+    assert check.own_tokens_per_s == pytest.approx(5000 / 5)
     assert check.relative_difference == pytest.approx(0)
+
+
+def test_steps_before_the_times_settled_are_not_timed() -> None:
+    derived = derive(record(cell={"untimed_steps": 0}))  # 10 s, 2 s, then four of 1 s
+    assert (derived.timed_steps, derived.tokens_per_s, derived.settled) == (4, 800, None)
 
 
 def test_mfu_needs_a_known_gpu_and_architecture() -> None:
@@ -125,7 +148,8 @@ def test_speedup_memory_saving_and_break_even() -> None:
     assert finding.memory["nvml_process"].saving == pytest.approx(1 - 12 / 22)
     assert finding.memory["nvml_device"].saving == pytest.approx(1 - 13 / 23)
     assert finding.break_even_steps == 35  # 35 s dearer start, 1 s saved a step
-    assert finding.speedup_interval is None and finding.no_interval_because == "1 process a side"
+    assert finding.speedup_interval is None and finding.speed == "inconclusive"
+    assert finding.rates is not None and "1 of at least 3" in (finding.rates.why or "")
 
 
 def test_no_break_even_when_the_candidate_is_slower_or_starts_sooner() -> None:
@@ -139,23 +163,62 @@ def test_more_memory_is_a_negative_saving() -> None:
     assert finding.memory["torch_allocated"].saving == -0.5
 
 
-def test_repeats_are_one_side_with_a_median_and_an_interval() -> None:
+def test_repeats_are_one_side_with_a_median_an_interval_and_a_verdict() -> None:
     base = [record("hf-peft", step_s=(s,) * 4, serial=i) for i, s in enumerate((2.0, 2.1, 1.9))]
-    cand = [record("unsloth", step_s=(s,) * 4, serial=i) for i, s in enumerate((1.0, 1.1, 0.9))]
+    cand = [record("unsloth", step_s=(s,) * 4, peak_gib=10 + i, serial=i) for i, s in enumerate((1.0, 1.1, 0.9))]
     finding = only(findings(base + cand))
     assert finding.baseline is not None and finding.baseline.processes == 3
     assert finding.speedup == pytest.approx(2.0)
     interval = finding.speedup_interval
-    assert interval is not None and finding.no_interval_because is None
-    assert 1.9 / 1.1 - 1e-9 <= interval.low < 2.0 < interval.high <= 2.1 / 0.9 + 1e-9
-    assert only(findings(base + cand)).speedup_interval == interval  # seeded
+    assert interval is not None and interval.level == 0.99 and 1 < interval.low < 2.0 < interval.high
+    assert finding.speed == "faster" and finding.adjusted_p_value == finding.rates.p_value  # type: ignore[union-attr]
     saving = finding.memory["torch_allocated"]
-    assert saving.saving == 0 and saving.interval is not None and (saving.interval.low, saving.interval.high) == (0, 0)
+    assert saving.saving == pytest.approx(1 - 11 / 20) and saving.baseline is not None and saving.candidate is not None
+    assert (saving.baseline.deterministic, saving.candidate.deterministic) == (True, False)
+    assert (saving.least, saving.most) == (pytest.approx(1 - 12 / 20), pytest.approx(1 - 10 / 20))
+
+
+def test_many_findings_share_the_chance_of_a_false_one() -> None:
+    def side(backend: str, r: int, times: tuple[float, ...]) -> list[Record]:
+        return [record(backend, step_s=(s,) * 4, serial=i, cell={"r": r}) for i, s in enumerate(times)]
+
+    clear = side("hf-peft", 8, (2.0, 2.1, 1.9)), side("unsloth", 8, (1.0, 1.1, 0.9))
+    faint = side("hf-peft", 16, (1.0, 1.01, 0.99)), side("unsloth", 16, (0.97, 0.96, 0.955))
+    alone = only(findings([*faint[0], *faint[1]]))
+    found = findings([*clear[0], *clear[1], *faint[0], *faint[1]])
+    assert alone.speed == "faster" and 0.005 < (alone.adjusted_p_value or 0) < 0.01
+    assert [f.speed for f in found] == ["faster", "faster"]
+    more = [
+        r for n in (32, 64, 128) for r in (*side("hf-peft", n, (1.0, 1.1, 0.9)), *side("unsloth", n, (1.05, 1.1, 0.9)))
+    ]
+    crowded = findings([*clear[0], *clear[1], *faint[0], *faint[1], *more])
+    assert [f.speed for f in crowded if f.cell.r == 16] == ["inconclusive"]
+
+
+def test_a_side_is_its_own_control_in_abba_order() -> None:
+    drift = [record("hf-peft", step_s=(1.0 + i / 100,) * 4, serial=i) for i in range(8)]
+    control = only(findings(drift)).baseline.control  # type: ignore[union-attr]
+    assert control is not None and control.ratio.numerators == control.ratio.denominators == 4
+    assert control.verdict == "inconclusive" and control.ratio.value == pytest.approx(1.0, abs=0.001)
+    apart = [record("hf-peft", step_s=((1.0 if i % 4 in (0, 3) else 1.2) + i / 1000,) * 4, serial=i) for i in range(8)]
+    assert only(findings(apart)).baseline.control.verdict == "faster"  # type: ignore[union-attr]
+    assert only(findings(drift[:5])).baseline.control is None  # type: ignore[union-attr]
+
+
+def test_contaminated_runs_count_only_when_asked_for_and_it_is_said() -> None:
+    base = [record("hf-peft", serial=0), record("hf-peft", status="contaminated", message="another", serial=1)]
+    finding = only(findings([*base, record("unsloth")]))
+    assert finding.baseline is not None
+    assert (finding.baseline.processes, finding.baseline.contaminated) == (1, 0)
+    assert [f.status for f in finding.baseline.failures] == ["contaminated"]
+    asked = only(findings([*base, record("unsloth")], include_contaminated=True))
+    assert asked.baseline is not None
+    assert (asked.baseline.processes, asked.baseline.contaminated) == (2, 1)
 
 
 def test_every_record_appears_when_there_are_three_backends() -> None:
     records = [record(name) for name in ("hf-peft", "unsloth", "hf-peft+liger")]
-    assert [(len(p.baseline), p.candidate[0].cell.backend) for p in pairs(records)] == [
+    assert [(len(p.baseline), p.candidate[0].record.cell.backend) for p in pairs(loaded(records))] == [
         (1, "hf-peft+liger"), (1, "unsloth"),
     ]  # fmt: skip
 
@@ -177,24 +240,45 @@ def test_unlike_environments_are_not_paired_and_the_key_is_named() -> None:
     assert "driver" not in found[0].why
 
 
-def test_different_token_streams_are_not_comparable() -> None:
+def test_a_difference_that_was_allowed_is_said() -> None:
+    base = record("hf-peft", env=environment(torch="2.11.0"))
+    cand = record("unsloth", env=environment(torch="2.12.0"))
+    finding = only(findings([base, cand], across=["package.torch"]))
+    assert finding.verdict == "measured" and finding.across == ["package.torch: 2.11.0 and 2.12.0"]
+    with_driver = record("unsloth", env=environment(torch="2.12.0", driver="590.1"))
+    assert [f.verdict for f in findings([base, with_driver], across=["package.torch"])] == ["not comparable"] * 2
+    with pytest.raises(InputError, match="package.torhc.*\n?.*one of: .*package.torch"):
+        findings([base, cand], across=["package.torhc"])
+
+
+def test_a_failed_parity_leaves_a_warning_and_no_speedup() -> None:
     other = DataFacts(train_sha256="d" * 64, stream_sha256="6" * 64, stream_checked_in_forward=True)
-    finding = only(findings([record("hf-peft"), record("unsloth", data=other)]))
-    assert finding.verdict == "not comparable" and "token streams" in finding.why
-    assert finding.speedup is None and finding.memory["nvml_process"].saving is None
-    assert finding.candidate is not None and finding.candidate.tokens_per_s == 800
-    assert finding.parity is not None and finding.parity.same_stream is False
+    finding = only(findings([record("hf-peft"), record("unsloth", step_s=(0.5,) * 4, data=other)]))
+    assert finding.verdict == "parity failed" and "token stream" in finding.why
+    assert "2.00, is no speedup" in finding.why
+    assert finding.speedup is None and finding.speed is None and finding.memory["nvml_process"].saving is None
+    assert finding.candidate is not None and finding.candidate.tokens_per_s == 1600
+    assert finding.parity is not None and finding.parity.status == "failed"
 
 
-def test_parity_states_facts() -> None:
-    steps = record().steps
-    cand = record("unsloth", steps=steps.model_copy(update={"loss": [2.25, *steps.loss[1:]]}), adapter={})
-    parity = only(findings([record("hf-peft"), cand])).parity
-    assert parity is not None
-    assert parity.same_stream is True and parity.same_train_data is True and parity.same_weights is True
-    assert parity.same_initial_adapter is None  # one side did not say
-    assert parity.stream_seen_by_model is True
-    assert parity.step1_loss_difference == 0.25
+def test_seeds_are_compared_item_by_item(tmp_path: Path) -> None:
+    def run(backend: str, seed: int, right: set[int]) -> Loaded:
+        folder = tmp_path / f"{backend}-{seed}"
+        folder.mkdir()
+        lines = [
+            {"doc_id": n, "doc_hash": str(n), "filter": "none", "exact_match": float(n in right)} for n in range(40)
+        ]
+        (folder / "eval.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return Loaded(record(backend, cell={"seed": seed}, eval_after=evaluation(len(right) / 40)), folder)
+
+    runs = [run("hf-peft", seed, set(range(20))) for seed in (1, 2)]
+    runs += [run("unsloth", seed, set(range(seed, 20 + seed))) for seed in (1, 2)]
+    found: list[AccuracyFinding] = compare(runs).accuracy
+    assert len(found) == 1 and found[0].seeds == [1, 2] and len(found[0].record_ids) == 4
+    paired = found[0].paired
+    assert paired is not None and (paired.baseline, paired.candidate, paired.items) == (0.5, 0.5, 40)
+    gone = compare([runs[0], Loaded(runs[2].record, tmp_path / "gone")]).accuracy
+    assert gone[0].paired is None and "eval.json" in gone[0].why
 
 
 def test_accuracy_of_both_sides_before_and_after() -> None:

@@ -67,7 +67,12 @@ def rate_bars(labels: Sequence[str], findings: Sequence[Finding]) -> list[BarGro
 
 def memory_bars(labels: Sequence[str], findings: Sequence[Finding]) -> list[BarGroup]:
     """Training peak under the NVML process meter, both sides of each finding that has any, one scale for all."""
-    return _bars(labels, findings, lambda side: side.training_peaks["nvml_process"], lambda value: f"{gib(value)} GiB")
+    return _bars(labels, findings, _process_peak, lambda value: f"{gib(value)} GiB")
+
+
+def _process_peak(side: Side) -> float | None:
+    peak = side.training_peaks["nvml_process"]
+    return peak.median if peak else None
 
 
 def _bars(

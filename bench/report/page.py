@@ -12,13 +12,14 @@ from jinja2 import PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
 from bench.cell import Cell
-from bench.compare import ConfigOf, Derived, derive, findings, known_config, machine_name
+from bench.compare import ConfigOf, Derived, derive, known_config, machine_name
 from bench.environment import Environment
-from bench.finding import Finding, FindingsFile
-from bench.record import FileRef, Record
+from bench.finding import Findings, FindingsFile
+from bench.record import Record
 from bench.report import format as fmt
 from bench.report.charts import HEIGHT, WIDTH, BarGroup, Sparkline, memory_bars, rate_bars, sparkline
-from bench.report.rows import METER_NAMES, Row, make_rows
+from bench.report.ladder import LadderView, views
+from bench.report.rows import METER_NAMES, AccuracyRow, Row, accuracy_row, make_rows
 from bench.store import RECORD, Loaded
 
 HEADLINE_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth", "unsloth_zoo", "triton")
@@ -50,28 +51,26 @@ class Group:
     dates: str
     versions: dict[str, str]
     rows: list[Row]
+    accuracy: list[AccuracyRow]
+    ladders: list[LadderView]
     rates: list[BarGroup]
     memories: list[BarGroup]
     details: list[Detail]
 
 
 def render(
-    own: Sequence[Loaded], published: Sequence[Loaded], out: Path, title: str, config_of: ConfigOf = known_config
-) -> None:
+    content: FindingsFile, own: Sequence[Loaded], published: Sequence[Loaded], out: Path,
+    config_of: ConfigOf = known_config,
+) -> None:  # fmt: skip
     """Write the three files into ``out`` (made when missing): ``own`` runs first, ``published`` ones apart below.
 
     ``config_of`` finds a record's model configuration, which MFU needs.
     """
-    content = FindingsFile(
-        title=title,
-        own=findings([one.record for one in own], config_of=config_of),
-        published=findings([one.record for one in published], config_of=config_of),
-    )
     here = {one.record.environment.fingerprint for one in own}
     groups = _groups(own, content.own, None, out, config_of)
     groups += _groups(published, content.published, here, out, config_of)
     templates = _templates()
-    names = {"title": title, "groups": groups, "any_own": bool(own), "meters": METER_NAMES}
+    names = {"title": content.title, "groups": groups, "any_own": bool(own), "meters": METER_NAMES}
     out.mkdir(parents=True, exist_ok=True)
     for template, file in (("index.html.j2", "index.html"), ("report.md.j2", "report.md")):
         (out / file).write_text(templates.get_template(template).render(names), encoding="utf-8")
@@ -85,19 +84,19 @@ def published_label(same_environment: bool) -> str:
 
 def _groups(
     loaded: Sequence[Loaded],
-    found: list[Finding],
+    found: Findings,
     own_environments: set[str] | None,
     out: Path,
     config_of: ConfigOf,
 ) -> list[Group]:
     """Groups by environment, in the findings' order; ``own_environments`` is None for the report's own runs."""
     groups = []
-    for fingerprint in dict.fromkeys(finding.environment for finding in found):
-        members = [one for one in loaded if one.record.environment.fingerprint == fingerprint]
-        theirs = [finding for finding in found if finding.environment == fingerprint]
+    for fingerprint in dict.fromkeys(finding.environment for finding in found.pairs):
+        theirs = [finding for finding in found.pairs if finding.environment == fingerprint]
         rows = make_rows(theirs)
         listed = [record_id for row in rows for _, ids in row.runs for record_id in ids]
         order = {record_id: place for place, record_id in enumerate(dict.fromkeys(listed))}
+        members = [one for one in loaded if one.record.id in order]
         labels = [" ".join(filter(None, [row.model, row.method, row.precision, row.extra])) for row in rows]
         environment = members[0].record.environment
         groups.append(
@@ -108,6 +107,8 @@ def _groups(
                 dates=_dates([one.record for one in members]),
                 versions={n: p.version for n in HEADLINE_PACKAGES if (p := environment.packages.get(n))},
                 rows=rows,
+                accuracy=[accuracy_row(one) for one in found.accuracy if one.environment == fingerprint],
+                ladders=views([r for one in members if (r := one.record).environment.fingerprint == fingerprint]),
                 rates=rate_bars(labels, theirs),
                 memories=memory_bars(labels, theirs),
                 details=[_detail(one, out, config_of) for one in sorted(members, key=lambda one: order[one.record.id])],
@@ -119,7 +120,7 @@ def _groups(
 def _detail(loaded: Loaded, out: Path, config_of: ConfigOf) -> Detail:
     record, path = loaded.record, _relative(loaded.folder / RECORD, out)
     settings = record.cell.model_dump(mode="json")
-    beside = [ref.path for ref in _file_refs(record) if (loaded.folder / ref.path).is_file()]
+    beside = [ref.path for ref in record.files() if (loaded.folder / ref.path).is_file()]
     return Detail(
         record=record,
         path=path,
@@ -129,12 +130,6 @@ def _detail(loaded: Loaded, out: Path, config_of: ConfigOf) -> Detail:
         chart=sparkline(record.steps.wall_s, record.cell.untimed_steps),
         settings={name: _setting(settings[name]) for name in Cell.model_fields},
     )
-
-
-def _file_refs(record: Record) -> list[FileRef]:
-    evaluations = [one for one in (record.eval_before, record.eval_after) if one]
-    timeline = [record.timeline.file] if record.timeline else []
-    return [*timeline, *(ref for one in evaluations for ref in (one.results, one.samples))]
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.cell import Cell
-from bench.finding import Accuracy, Finding, Interval, Memory, Parity, Side
+from bench.finding import Accuracy, AccuracyFinding, Finding, Interval, Memory, Side
+from bench.parity import Parity
 from bench.report.format import UNKNOWN, gib, number, percent, rate, times
 
 METER_NAMES = {
@@ -54,6 +55,8 @@ class Row:
     parity: str
     status: str
     why: str
+    controls: str
+    """Each side against itself, where there are enough runs."""
     runs: list[tuple[str, list[str]]]
     """Backend and record ids of each side."""
 
@@ -97,28 +100,50 @@ def _row(finding: Finding, differing: Sequence[str]) -> Row:
         break_even=UNKNOWN if finding.break_even_steps is None else f"{number(finding.break_even_steps)} steps",
         parity=parity_text(finding.parity),
         status=finding.verdict,
-        why="; ".join(filter(None, [finding.why, *_lost_runs(base), *_lost_runs(cand)])),
+        why="; ".join(filter(None, [*_cautions(finding), finding.why, *_lost_runs(base), *_lost_runs(cand)])),
+        controls="; ".join(filter(None, [_control(base), _control(cand)])),
         runs=[(side.backend, side.record_ids) for side in (base, cand) if side],
     )
 
 
 def parity_text(parity: Parity | None) -> str:
-    """The facts of parity in a line."""
+    """The gate's status and the names of the checks behind it."""
     if parity is None:
         return UNKNOWN
-    facts = {
-        "token stream": parity.same_stream, "training data": parity.same_train_data, "weights": parity.same_weights,
-        "initial adapter": parity.same_initial_adapter,
-    }  # fmt: skip
-    said = []
-    for word, value in (("same", True), ("different", False), ("unknown", None)):
-        if names := [name for name, same in facts.items() if same is value]:
-            said.append(f"{word} {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}")
-    if parity.stream_seen_by_model is False:
-        said.append("the stream's first step was not what the model saw")
-    if parity.step1_loss_baseline is not None and parity.step1_loss_candidate is not None:
-        said.append(f"step-1 loss {parity.step1_loss_baseline:.4f} vs {parity.step1_loss_candidate:.4f}")
-    return "; ".join(said)
+    if parity.status == "ok":
+        return f"ok, {sum(check.status == 'ok' for check in parity.checks)} checks"
+    behind = [c.name for c in parity.checks if c.status == parity.status and (c.required or c.status == "failed")]
+    return f"{parity.status}: {', '.join(behind)}"
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """A paired comparison of accuracy in words."""
+
+    what: str
+    sides: str
+    result: str
+    verdict: str
+
+
+def accuracy_row(finding: AccuracyFinding) -> AccuracyRow:
+    cell, paired = finding.cell, finding.paired
+    tuned = "full" if cell.method == "full" else f"{cell.method} r{cell.r}"
+    what = f"{cell.model} {tuned} {cell.precision}, {finding.task}"
+    sides = f"{cell.backend} against {finding.baseline}, {len(finding.seeds)} seed{'s' * (len(finding.seeds) > 1)}"
+    if paired is None:
+        return AccuracyRow(what, sides, f"not paired: {finding.why}", "not comparable")
+    points = [f"{100 * share:+.1f}" for share in (paired.difference, paired.low, paired.high)]
+    result = (
+        f"{100 * paired.baseline:.1f} % → {100 * paired.candidate:.1f} % of {paired.items} items: "
+        f"{points[0]} points, 95 % [{points[1]}, {points[2]}]; margin {100 * paired.margin:.0f} points: "
+        f"{paired.verdict}; these items show {100 * paired.mde:.1f} points or more"
+    )
+    if paired.seed_low is not None and paired.seed_high is not None:
+        result += f"; with the seed as the unit [{100 * paired.seed_low:+.1f}, {100 * paired.seed_high:+.1f}]"
+    if paired.mcnemar:
+        result += f"; McNemar p = {number(paired.mcnemar.p_value, 2)}"
+    return AccuracyRow(what, sides, result, paired.verdict)
 
 
 def interval_text(interval: Interval) -> str:
@@ -126,11 +151,20 @@ def interval_text(interval: Interval) -> str:
 
 
 def _certainty(finding: Finding) -> str:
+    """The verdict and its interval, or why there is none."""
     if finding.speedup is None:
         return ""
     if finding.speedup_interval:
-        return interval_text(finding.speedup_interval)
-    return "n=1, no interval" if finding.no_interval_because else "no interval"
+        return f"{finding.speed}, {interval_text(finding.speedup_interval)}"
+    counts = [side.processes for side in (finding.baseline, finding.candidate) if side]
+    return f"n={min(counts)}, no interval"
+
+
+def _control(side: Side | None) -> str:
+    """A side against itself, in words."""
+    if side is None or side.control is None:
+        return ""
+    return f"{side.backend} against itself: {times(side.control.ratio.value)}, {side.control.verdict}"
 
 
 def _side_rate(side: Side | None) -> str:
@@ -140,12 +174,16 @@ def _side_rate(side: Side | None) -> str:
 
 
 def _memory(name: str, memory: Memory) -> MemoryCell:
-    span, known = memory.interval, memory.baseline_bytes is not None or memory.candidate_bytes is not None
+    """Savings and peaks; where processes differ by more than the allocator's granule, their range too."""
+    sides = [side for side in (memory.baseline, memory.candidate) if side]
+    moved = any(side.deterministic is False for side in sides)
+    saving = percent(memory.saving)
+    if moved and memory.least is not None:
+        saving += f" [{percent(memory.least)}, {percent(memory.most)}]"
+    middles = [None if side is None else side.median for side in (memory.baseline, memory.candidate)]
     return MemoryCell(
-        meter=name,
-        saving=percent(memory.saving) + (f" [{percent(span.low)}, {percent(span.high)}]" if span else ""),
-        peaks_gib=f"{gib(memory.baseline_bytes)} → {gib(memory.candidate_bytes)}" if known else UNKNOWN,
-    )
+        meter=name, saving=saving, peaks_gib=f"{gib(middles[0])} → {gib(middles[1])}" if sides else UNKNOWN
+    )  # fmt: skip
 
 
 def _accuracy(side: Side | None) -> str:
@@ -159,6 +197,17 @@ def _score(accuracy: Accuracy | None) -> str:
         return UNKNOWN
     error = "" if accuracy.stderr is None else f" ± {100 * accuracy.stderr:.1f}"
     return f"{100 * accuracy.value:.1f}{error} %"
+
+
+def _cautions(finding: Finding) -> list[str]:
+    """What a reader must know before the number: unlike conditions, contaminated or unsettled runs."""
+    told = [f"compared across {difference}" for difference in finding.across]
+    for side in (finding.baseline, finding.candidate):
+        if side and side.contaminated:
+            told.append(f"{side.backend}: {side.contaminated} of {side.processes} runs were contaminated")
+        if side and side.unsettled:
+            told.append(f"{side.backend}: step times of {side.unsettled} of {side.processes} runs never settled")
+    return told
 
 
 def _lost_runs(side: Side | None) -> list[str]:

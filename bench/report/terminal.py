@@ -6,13 +6,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.compare import ConfigOf, findings, known_config
-from bench.finding import Finding
+from bench.finding import Findings, FindingsFile
 from bench.report.format import UNKNOWN
-from bench.report.rows import MemoryCell, Row, make_rows
-from bench.store import Loaded
+from bench.report.rows import MemoryCell, Row, accuracy_row, make_rows
 
-STATUS_STYLES = {"measured": "green", "failed": "red", "unsupported": "yellow", "not comparable": "yellow"}
+STATUS_STYLES = {
+    "measured": "green",
+    "failed": "red",
+    "parity failed": "red",
+    "unsupported": "yellow",
+    "not comparable": "yellow",
+}
 SHORT_METERS = {
     "torch allocated": "alloc", "torch reserved": "resvd", "NVML process": "proc", "NVML device": "device",
 }  # fmt: skip
@@ -22,24 +26,24 @@ LEGEND = (
 )
 
 
-def terminal_tables(
-    own: Sequence[Loaded], published: Sequence[Loaded], config_of: ConfigOf = known_config
-) -> list[RenderableType]:
+def terminal_tables(content: FindingsFile) -> list[RenderableType]:
     """The tables of the report's own runs, then those of published ones under their label."""
-    tables: list[RenderableType] = [terminal_table(findings([one.record for one in own], config_of=config_of))]
-    if published:
+    tables: list[RenderableType] = [terminal_table(content.own)]
+    if content.published.pairs:
         tables.append(Text("Published results, not from this run", style="bold"))
-        tables.append(terminal_table(findings([one.record for one in published], config_of=config_of)))
+        tables.append(terminal_table(content.published))
     return tables
 
 
-def terminal_table(found: Sequence[Finding]) -> Group:
+def terminal_table(found: Findings) -> Group:
     """One table a machine environment, each followed by the reasons of rows that are not plain measurements."""
     parts: list[Table | Text] = []
-    for fingerprint in dict.fromkeys(finding.environment for finding in found):
-        theirs = [finding for finding in found if finding.environment == fingerprint]
+    for fingerprint in dict.fromkeys(finding.environment for finding in found.pairs):
+        theirs = [finding for finding in found.pairs if finding.environment == fingerprint]
         rows = make_rows(theirs)
         parts += [_table(theirs[0].machine, rows), *(_reason(row) for row in rows if row.why)]
+        accuracy = [accuracy_row(one) for one in found.accuracy if one.environment == fingerprint]
+        parts += [Text(f"accuracy, {row.what}: {row.result}") for row in accuracy]
     return Group(*parts, Text(LEGEND if parts else "no records", style="dim"))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.compare import findings
-from bench.finding import FindingsFile
+from bench.compare import compare
+from bench.finding import Finding, Findings, FindingsFile
 from bench.record import AuditEntry, FileRef, Record, Steps, Timeline
 from bench.report import render, terminal_table, terminal_tables
 from bench.report.charts import HEIGHT, sparkline
@@ -61,6 +61,10 @@ def loaded(*records: Record) -> list[Loaded]:
     return [Loaded(one, RUNS / str(i)) for i, one in enumerate(records)]
 
 
+def found(*records: Record) -> list[Finding]:
+    return compare(loaded(*records)).pairs
+
+
 def pair() -> list[Loaded]:
     base = record("hf-peft", step_s=(2.0,) * 4, peak_gib=20, eval_before=evaluation(0.01), eval_after=evaluation(0.44))
     cand = record("unsloth", peak_gib=10, import_s=40, eval_before=evaluation(0.02), eval_after=evaluation(0.47))
@@ -69,7 +73,8 @@ def pair() -> list[Loaded]:
 
 def written(tmp_path: Path, own: list[Loaded], published: list[Loaded] | None = None) -> tuple[str, str, FindingsFile]:
     own, published = ([Loaded(one.record, tmp_path / one.folder) for one in side] for side in (own, published or []))
-    render(own, published, tmp_path / "out", "Test report")
+    content = FindingsFile(title="Test report", own=compare(own), published=compare(published))
+    render(content, own, published, tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text()
     content = FindingsFile.model_validate_json((tmp_path / "out" / "findings.json").read_text())
     return page, (tmp_path / "out" / "report.md").read_text(), content
@@ -90,8 +95,8 @@ def test_page_and_markdown_show_the_findings_numbers(tmp_path: Path) -> None:
 def test_findings_json_round_trips(tmp_path: Path) -> None:
     own = pair()
     _, _, content = written(tmp_path, own)
-    assert content.own == findings([one.record for one in own])
-    assert content.published == []
+    assert content.own == compare([Loaded(one.record, tmp_path / one.folder) for one in own])
+    assert content.published == Findings()
 
 
 def test_page_is_self_contained_and_its_links_are_relative(tmp_path: Path) -> None:
@@ -126,8 +131,8 @@ def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<script" not in markdown
     (line,) = [line for line in markdown.splitlines() if "crashed" in line and line.startswith("|")]
-    assert len(re.findall(r"(?<!\\)\|", line)) == 14
-    assert HOSTILE in content.own[0].why
+    assert len(re.findall(r"(?<!\\)\|", line)) == 15
+    assert HOSTILE in content.own.pairs[0].why
     console = Console(width=200, record=True, file=StringIO())
     console.print(terminal_table(content.own))
     assert HOSTILE in console.export_text().replace("\n", "")
@@ -162,8 +167,8 @@ def test_published_results_are_labelled_and_not_mixed_in(tmp_path: Path) -> None
     for text in (page, markdown):
         label = text.index("Published results, not from this machine")
         assert text.index("Test CPU, 2 cores, no GPU") < label < text.index("2.00x")
-    assert [f.verdict for f in content.own] == ["unsupported"]
-    assert [f.verdict for f in content.published] == ["measured"]
+    assert [f.verdict for f in content.own.pairs] == ["unsupported"]
+    assert [f.verdict for f in content.published.pairs] == ["measured"]
     same_machine, _, _ = written(tmp_path, own[:1], loaded(record("unsloth", env=cpu)))
     assert "Published results, not from this run" in same_machine
 
@@ -171,7 +176,7 @@ def test_published_results_are_labelled_and_not_mixed_in(tmp_path: Path) -> None
 def test_nothing_measured_still_makes_a_report(tmp_path: Path) -> None:
     page, markdown, content = written(tmp_path, [])
     assert "No records." in page and "No records." in markdown
-    assert content.own == []
+    assert content.own == Findings()
     empty, _, _ = written(tmp_path, loaded(record("hf-peft", steps=Steps(), phases=[])))
     Page(empty)
 
@@ -185,15 +190,15 @@ def test_intervals_are_shown_with_repeats(tmp_path: Path) -> None:
     runs = [record(name, step_s=(s + i / 10,) * 4, serial=i) for i in range(3)
             for name, s in (("hf-peft", 2.0), ("unsloth", 1.0))]  # fmt: skip
     page, markdown, content = written(tmp_path, loaded(*runs))
-    span = content.own[0].speedup_interval
+    span = content.own.pairs[0].speedup_interval
     assert span is not None
     for text in (page, markdown.replace("\\[", "[")):
-        assert f"95 % [{span.low:.2f}, {span.high:.2f}]" in text and "no interval" not in text.split("Records")[0]
+        assert f"99 % [{span.low:.2f}, {span.high:.2f}]" in text and "no interval" not in text.split("Records")[0]
 
 
 def test_terminal_table_has_the_headline_numbers() -> None:
     console = Console(width=160, record=True, file=StringIO())
-    console.print(terminal_table(findings([one.record for one in pair()])))
+    console.print(terminal_table(compare(pair())))
     text = console.export_text()
     for part in ("llama-3.1-8b", "hf-peft 400", "unsloth 800", "2.00x", "n=1, no interval", "alloc 50.0 % 20.00→10.00",
                  "device 43.5 %", "1 / 1"):  # fmt: skip
@@ -202,7 +207,8 @@ def test_terminal_table_has_the_headline_numbers() -> None:
 
 def test_terminal_tables_keep_published_results_apart() -> None:
     console = Console(width=160, record=True, file=StringIO())
-    for table in terminal_tables(loaded(record("hf-peft", env=environment(None))), pair()):
+    own = compare(loaded(record("hf-peft", env=environment(None))))
+    for table in terminal_tables(FindingsFile(title="", own=own, published=compare(pair()))):
         console.print(table)
     text = console.export_text()
     assert text.index("Test CPU") < text.index("Published results") < text.index("2.00x")
@@ -222,9 +228,9 @@ def test_files_beside_the_record_are_linked_when_they_are_there(tmp_path: Path) 
 
 
 def test_rows_that_look_alike_spell_out_the_difference() -> None:
-    rows = make_rows(findings([record(cell={"seed": seed, "optimizer": "adamw"}) for seed in (1, 2)]))
+    rows = make_rows(found(*(record(cell={"seed": seed, "optimizer": "adamw"}) for seed in (1, 2))))
     assert sorted(row.extra for row in rows) == ["seed=1", "seed=2"]
-    assert make_rows(findings([record(cell={"seed": 1})]))[0].extra == ""
+    assert make_rows(found(record(cell={"seed": 1})))[0].extra == ""
 
 
 def test_sparkline_shades_warmup_and_keeps_noise_small() -> None:

@@ -1,0 +1,100 @@
+"""Which records may be set side by side: groups of one cell in one environment, and the pairs they form.
+
+Records of one cell in one environment are repeats of each other and form a side. A pair is two sides whose cells are
+equal in all but the backend and whose environments are equal in everything that may sway a measurement. A difference
+is allowed only where the reader names its key (``across``), and the finding says it.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from bench.cell import digest_of
+from bench.environment import Environment
+from bench.errors import InputError
+from bench.record import Record
+from bench.store import Loaded
+
+SCHEMA = "schema"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Records of both sides; one of the lists is empty where there is no partner, and ``why`` says so."""
+
+    baseline: list[Loaded]
+    candidate: list[Loaded]
+    why: str = ""
+    differences: list[str] = field(default_factory=list)
+    """Differing keys that were allowed, each with its values."""
+
+
+def machine_name(environment: Environment) -> str:
+    """What a reader calls the machine: its GPUs, else its processor."""
+    names = [gpu.name for gpu in environment.gpus]
+    if not names:
+        return f"{environment.cpu}, {environment.cpu_cores or '?'} cores, no GPU"
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+
+
+def pairs(loaded: Sequence[Loaded], baseline: str = "hf-peft", across: Collection[str] = ()) -> list[Pair]:
+    """Every record exactly once as candidate or alone; a baseline side recurs with each of its candidates.
+
+    ``across`` names keys (``driver``, ``gpu0``, ``package.torch``, ``schema``...) that may differ. InputError where no
+    record has such a key.
+    """
+    _known(loaded, across)
+    groups: dict[tuple[str, str], dict[str, list[Loaded]]] = defaultdict(lambda: defaultdict(list))
+    for one in sorted(loaded, key=lambda one: one.record.id):
+        conditions = {k: v for k, v in _conditions(one.record).items() if k not in across}
+        groups[one.record.cell.twin_key("backend"), digest_of(conditions)][one.record.cell.backend].append(one)
+
+    found = []
+    for (twin, machine), sides in groups.items():
+        elsewhere = [other for key, other in groups.items() if key[0] == twin and key[1] != machine]
+        base, others = sides.get(baseline, []), [side for name, side in sides.items() if name != baseline]
+        if base and others:
+            found += [Pair(base, other, differences=_differences([*base, *other], across)) for other in others]
+        elif base:
+            partners = [side[0] for other in elsewhere for name, side in other.items() if name != baseline]
+            found.append(Pair(base, [], _alone(base[0], "another backend", partners, across)))
+        else:
+            partners = [other[baseline][0] for other in elsewhere if baseline in other]
+            found += [Pair([], side, _alone(side[0], baseline, partners, across)) for side in others]
+    return found
+
+
+def _conditions(record: Record) -> dict[str, str]:
+    """All that must agree before two records are compared, as flat text: key -> value."""
+    return record.environment.comparable() | {SCHEMA: str(record.schema_version)}
+
+
+def _known(loaded: Sequence[Loaded], across: Collection[str]) -> None:
+    keys = {key for one in loaded for key in _conditions(one.record)}
+    for key in sorted(set(across) - keys) if loaded else ():
+        raise InputError(f"--across {key}", "no record has a key of that name", f"one of: {', '.join(sorted(keys))}")
+
+
+def _differences(loaded: Sequence[Loaded], across: Collection[str]) -> list[str]:
+    told = []
+    for key in sorted(across):
+        values = dict.fromkeys(_conditions(one.record).get(key, "absent") for one in loaded)
+        if len(values) > 1:
+            told.append(f"{key}: {' and '.join(values)}")
+    return told
+
+
+def _alone(one: Loaded, partner: str, elsewhere: list[Loaded], across: Collection[str]) -> str:
+    """Why a side has no partner; names the keys of the nearest environment that has one."""
+    if not elsewhere:
+        return f"no record of this cell with {partner}"
+    mine, theirs = _conditions(one.record), [_conditions(other.record) for other in elsewhere]
+
+    def differing(other: dict[str, str]) -> list[str]:
+        return [k for k in sorted(mine.keys() | other.keys()) if k not in across and mine.get(k) != other.get(k)]
+
+    nearest = min(theirs, key=lambda other: len(differing(other)))
+    changes = "; ".join(
+        f"{key}: {mine.get(key, 'absent')} here, {nearest.get(key, 'absent')} there" for key in differing(nearest)
+    )
+    return f"its partner ran in another environment ({changes})"
