@@ -1,8 +1,8 @@
 """The worker's journal: one JSON object a line, appended as things happen, so that a killed worker leaves what it knew.
 
 Every line has ``t_s`` (seconds of the monotonic clock since the parent started the worker) and ``event``:
-``phase`` (begins), ``peaks`` (a phase ended, with torch's peaks), ``step``, ``fact`` (a part of the record), ``missing``
-(a meter that failed, and why), ``failed``, ``done``. The parent builds the record from this file alone; see
+``phase`` (begins), ``peaks`` (a phase ended, with torch's peaks), ``step``, ``fact`` (a part of the record),
+``missing`` (a meter that failed, and why), ``failed``, ``done``. The parent builds the record from this file alone; see
 ``bench.assemble``.
 """
 
