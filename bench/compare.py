@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from bench import fingerprint, stats
 from bench import parity as parity_gate
-from bench import stats
 from bench.accuracy import compare_accuracy
 from bench.derived import METERS, ConfigOf, Derived, Meter, derive, known_config
 from bench.errors import InputError
@@ -28,12 +28,22 @@ from bench.finding import (
     Side,
     Verdict,
 )  # fmt: skip
-from bench.groups import Pair, machine_name, pairs
+from bench.groups import Pair, machine_name, pairs, pairs_of_sets
 from bench.parity import Parity
 from bench.record import EvalResult, Record
-from bench.store import Loaded
+from bench.store import Loaded, whole_file
 
-__all__ = ["METERS", "ConfigOf", "Derived", "Meter", "compare", "derive", "known_config", "machine_name"]
+__all__ = [
+    "METERS",
+    "ConfigOf",
+    "Derived",
+    "Meter",
+    "compare",
+    "compare_sets",
+    "derive",
+    "known_config",
+    "machine_name",
+]
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,23 @@ def compare(
     ``across`` names environment keys that may differ (see bench.groups); ``include_contaminated`` counts contaminated
     runs, and the findings say so.
     """
-    paired = pairs(loaded, baseline, across)
+    return _found(pairs(loaded, baseline, across), loaded, config_of, include_contaminated)
+
+
+def compare_sets(
+    baseline: Sequence[Loaded],
+    candidate: Sequence[Loaded],
+    config_of: ConfigOf = known_config,
+    *,
+    across: Collection[str] = (),
+    include_contaminated: bool = False,
+) -> Findings:
+    """Two sets of records, cell by cell: the same cells run with two releases, or twice. Options as in ``compare``."""
+    paired = pairs_of_sets(baseline, candidate, across)
+    return _found(paired, [*baseline, *candidate], config_of, include_contaminated)
+
+
+def _found(paired: list[Pair], loaded: Sequence[Loaded], config_of: ConfigOf, include_contaminated: bool) -> Findings:
     made = [_finding(pair, config_of, include_contaminated, loaded) for pair in paired]
     adjusted = stats.adjust([finding.rates.p_value if finding.rates else None for finding in made])
     judged = [_judged(finding, p) for finding, p in zip(made, adjusted, strict=True)]
@@ -143,6 +169,7 @@ def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, everything: Se
         verdict=verdict,
         why=why,
         parity=parity,
+        dispatch=_dispatch(base, cand),
         memory={meter: _memory(meter, base, cand, compare=measured) for meter in METERS},
         rates=rates if measured else None,
         speedup=rates.value if measured and rates else None,
@@ -228,6 +255,17 @@ def _verdict(pair: Pair, base: _Side | None, cand: _Side | None, parity: Parity 
     if untimed := [one.side.backend for one in (base, cand) if one and one.side.tokens_per_s is None]:
         return "not comparable", f"no timed step of {', '.join(untimed)}"
     return "measured", ""
+
+
+def _dispatch(base: _Side | None, cand: _Side | None) -> fingerprint.Difference | None:
+    """How the kernels of one backend changed between two sides; two backends are meant to differ."""
+    if not base or not cand or base.side.backend != cand.side.backend:
+        return None
+    files = [
+        next((file for one in side.counted if (file := whole_file(one, one.record.fingerprint))), None)
+        for side in (base, cand)
+    ]
+    return fingerprint.diff(files[0], files[1]) if files[0] and files[1] else None
 
 
 def _reason(side: Side) -> str:

@@ -170,11 +170,11 @@ def _os_name() -> str:
         return platform.system()
 
 
-def harness_sha256() -> str:
-    """SHA-256 over the path and bytes of every Python file of the harness, sorted by path."""
+def source_sha256(folder: Path = HARNESS_FOLDER) -> str:
+    """SHA-256 over the path and bytes of every Python file below ``folder``, sorted by path."""
     digest = hashlib.sha256()
-    for path in sorted(HARNESS_FOLDER.rglob("*.py")):
-        digest.update(path.relative_to(HARNESS_FOLDER).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -217,5 +217,5 @@ def current() -> Environment:
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
         git_revision=revision,
         git_dirty=dirty,
-        harness_sha256=harness_sha256(),
+        harness_sha256=source_sha256(),
     )

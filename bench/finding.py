@@ -5,6 +5,7 @@ from typing import Literal
 from bench.accuracy import PairedAccuracy
 from bench.cell import Cell, Frozen
 from bench.derived import Meter
+from bench.fingerprint import Difference
 from bench.parity import Parity
 from bench.record import PhaseName, Status
 from bench.stats import RateVerdict, Ratio, Spread
@@ -113,6 +114,8 @@ class Finding(Frozen):
     """Of the candidate; null where there is no speedup."""
     memory: dict[Meter, Memory] = {}
     parity: Parity | None = None
+    dispatch: Difference | None = None
+    """Kernels that only one side launched, and changed counts; null for two backends and where not recorded."""
     break_even_steps: float | None = None
     """Steady steps after which the candidate's dearer startup is earned back; null where it is not dearer, or where
     its steps are not faster."""

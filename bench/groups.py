@@ -57,11 +57,40 @@ def pairs(loaded: Sequence[Loaded], baseline: str = "hf-peft", across: Collectio
             found += [Pair(base, other, differences=_differences([*base, *other], across)) for other in others]
         elif base:
             partners = [side[0] for other in elsewhere for name, side in other.items() if name != baseline]
-            found.append(Pair(base, [], _alone(base[0], "another backend", partners, across)))
+            found.append(Pair(base, [], _alone(base[0], "with another backend", partners, across)))
         else:
             partners = [other[baseline][0] for other in elsewhere if baseline in other]
-            found += [Pair([], side, _alone(side[0], baseline, partners, across)) for side in others]
+            found += [Pair([], side, _alone(side[0], f"with {baseline}", partners, across)) for side in others]
     return found
+
+
+def pairs_of_sets(
+    baseline: Sequence[Loaded], candidate: Sequence[Loaded], across: Collection[str] = ()
+) -> list[Pair]:  # fmt: skip
+    """One pair a cell, a side from each of two sets of records: two releases, two days.
+
+    A cell that one set alone has is listed alone. ``across`` as in ``pairs``.
+    """
+    _known([*baseline, *candidate], across)
+    sides = [_by_cell(side, across) for side in (baseline, candidate)]
+    found = []
+    for key in dict.fromkeys([*sides[0], *sides[1]]):
+        base, cand = (side.get(key, []) for side in sides)
+        why = ""
+        if not base or not cand:
+            other = sides[0] if cand else sides[1]
+            partners = [theirs[0] for (digest, _), theirs in other.items() if digest == key[0]]
+            why = _alone((base or cand)[0], "in the other set", partners, across)
+        found.append(Pair(base, cand, why, _differences([*base, *cand], across) if base and cand else []))
+    return found
+
+
+def _by_cell(loaded: Sequence[Loaded], across: Collection[str]) -> dict[tuple[str, str], list[Loaded]]:
+    groups: dict[tuple[str, str], list[Loaded]] = defaultdict(list)
+    for one in sorted(loaded, key=lambda one: one.record.id):
+        conditions = {k: v for k, v in _conditions(one.record).items() if k not in across}
+        groups[one.record.cell.digest, digest_of(conditions)].append(one)
+    return groups
 
 
 def _conditions(record: Record) -> dict[str, str]:
@@ -87,7 +116,7 @@ def _differences(loaded: Sequence[Loaded], across: Collection[str]) -> list[str]
 def _alone(one: Loaded, partner: str, elsewhere: list[Loaded], across: Collection[str]) -> str:
     """Why a side has no partner; names the keys of the nearest environment that has one."""
     if not elsewhere:
-        return f"no record of this cell with {partner}"
+        return f"no record of this cell {partner}"
     mine, theirs = _conditions(one.record), [_conditions(other.record) for other in elsewhere]
 
     def differing(other: dict[str, str]) -> list[str]:

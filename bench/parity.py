@@ -15,12 +15,11 @@ from statistics import fmean, median
 from typing import Any, Literal
 
 from bench import probe
-from bench.cache import sha256_file
 from bench.cell import Frozen
 from bench.derived import ConfigOf, known_config
 from bench.record import Record
 from bench.rounding import Rounding
-from bench.store import Loaded
+from bench.store import Loaded, whole_file
 
 ParityStatus = Literal["ok", "failed", "not checked"]
 Value = float | str | None
@@ -189,10 +188,7 @@ def _first(records: list[Record], read: Callable[[Record], list[float | None]]) 
 
 
 def _probe_file(item: Loaded) -> Path | None:
-    """The probe's file, if it is there and is the one that the record names."""
-    fact = item.record.probe
-    file = item.folder / fact.file.path if fact else None
-    return file if fact and file and file.is_file() and sha256_file(file) == fact.file.sha256 else None
+    return whole_file(item, item.record.probe)
 
 
 def _gradients(base: Sequence[Loaded], cand: Sequence[Loaded], rounding: Rounding | None) -> Check:

@@ -24,9 +24,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from bench.cache import sha256_file
 from bench.cell import Cell
 from bench.errors import StoreError
-from bench.record import SCHEMA_VERSION, Record
+from bench.record import SCHEMA_VERSION, Fingerprint, GradientProbe, Record
 
 RECORD = "record.json"
 
@@ -37,6 +38,12 @@ class Loaded:
 
     record: Record
     folder: Path
+
+
+def whole_file(loaded: Loaded, fact: GradientProbe | Fingerprint | None) -> Path | None:
+    """The file beside the record that the fact names, if it is there and is the one that was hashed."""
+    file = loaded.folder / fact.file.path if fact else None
+    return file if fact and file and file.is_file() and sha256_file(file) == fact.file.sha256 else None
 
 
 @dataclass(frozen=True)

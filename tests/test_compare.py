@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bench.compare import compare, derive, known_config
+from bench.compare import compare, compare_sets, derive, known_config
 from bench.errors import InputError
 from bench.finding import AccuracyFinding, Finding
 from bench.groups import pairs
-from bench.record import DataFacts, Phase, Record, Steps
+from bench.record import DataFacts, FileRef, Fingerprint, Phase, Record, Steps
 from bench.store import Loaded
 from tests.synthetic import GIB, environment, evaluation, record, unfinished
 
@@ -249,6 +249,31 @@ def test_a_difference_that_was_allowed_is_said() -> None:
     assert [f.verdict for f in findings([base, with_driver], across=["package.torch"])] == ["not comparable"] * 2
     with pytest.raises(InputError, match="package.torhc.*\n?.*one of: .*package.torch"):
         findings([base, cand], across=["package.torhc"])
+
+
+def test_two_sets_are_compared_cell_by_cell_with_their_kernels(tmp_path: Path) -> None:
+    def run(name: str, torch: str, kernels: dict[str, int], **fields: Any) -> Loaded:
+        folder = tmp_path / name
+        folder.mkdir()
+        launched = [{"name": kernel, "count": count, "total_us": 1.0} for kernel, count in kernels.items()]
+        (folder / "fingerprint.json").write_text(json.dumps({"kernels": launched}))
+        seen = Fingerprint(
+            file=FileRef.of(folder / "fingerprint.json", folder), device="cuda", kernels=len(kernels), launches=1,
+            device_s=1.0, sha256="0",
+        )  # fmt: skip
+        return Loaded(record("unsloth", env=environment(torch=torch), fingerprint=seen, **fields), folder)
+
+    old = [run("old", "2.11.0", {"gemm": 4, "gone": 1}), run("old2", "2.11.0", {"gemm": 4}, cell={"r": 64})]
+    new = [run("new", "2.12.0", {"gemm": 3, "fresh": 1}, step_s=(0.5,) * 4)]
+    assert [f.verdict for f in compare_sets(old, new).pairs] == ["not comparable"] * 3
+    found = compare_sets(old, new, across=["package.torch"]).pairs
+    assert [(f.cell.r, f.verdict) for f in found] == [(16, "measured"), (64, "not comparable")]
+    assert found[1].why == "no record of this cell in the other set"
+    assert found[0].speedup == 2.0 and found[0].across == ["package.torch: 2.11.0 and 2.12.0"]
+    dispatch = found[0].dispatch
+    assert dispatch is not None
+    assert [k.name for k in dispatch.only_a + dispatch.only_b] == ["gone", "fresh"]
+    assert [(c.name, c.count_a, c.count_b) for c in dispatch.changed] == [("gemm", 4, 3)]
 
 
 def test_a_failed_parity_leaves_a_warning_and_no_speedup() -> None:

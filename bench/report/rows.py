@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bench.cell import Cell
 from bench.finding import Accuracy, AccuracyFinding, Finding, Interval, Memory, Side
+from bench.fingerprint import Difference
 from bench.parity import Parity
 from bench.report.format import UNKNOWN, gib, number, percent, rate, times
 
@@ -55,6 +56,8 @@ class Row:
     parity: str
     status: str
     why: str
+    dispatch: str
+    """How the kernels of one backend changed between two sides."""
     controls: str
     """Each side against itself, where there are enough runs."""
     runs: list[tuple[str, list[str]]]
@@ -101,6 +104,7 @@ def _row(finding: Finding, differing: Sequence[str]) -> Row:
         parity=parity_text(finding.parity),
         status=finding.verdict,
         why="; ".join(filter(None, [*_cautions(finding), finding.why, *_lost_runs(base), *_lost_runs(cand)])),
+        dispatch=_dispatch(finding.dispatch),
         controls="; ".join(filter(None, [_control(base), _control(cand)])),
         runs=[(side.backend, side.record_ids) for side in (base, cand) if side],
     )
@@ -158,6 +162,22 @@ def _certainty(finding: Finding) -> str:
         return f"{finding.speed}, {interval_text(finding.speedup_interval)}"
     counts = [side.processes for side in (finding.baseline, finding.candidate) if side]
     return f"n={min(counts)}, no interval"
+
+
+def _dispatch(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    groups = {
+        "only in the baseline": [kernel.name for kernel in difference.only_a],
+        "only in the candidate": [kernel.name for kernel in difference.only_b],
+        "launched another number of times": [kernel.name for kernel in difference.changed],
+    }
+    parts = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in groups.items()
+        if names
+    ]
+    return "kernels: " + ("; ".join(parts) if parts else "the same, equally often")
 
 
 def _control(side: Side | None) -> str:

@@ -42,6 +42,7 @@ def terminal_table(found: Findings) -> Group:
         theirs = [finding for finding in found.pairs if finding.environment == fingerprint]
         rows = make_rows(theirs)
         parts += [_table(theirs[0].machine, rows), *(_reason(row) for row in rows if row.why)]
+        parts += [Text(f"{row.model} {row.method} {row.precision}, {row.dispatch}") for row in rows if row.dispatch]
         accuracy = [accuracy_row(one) for one in found.accuracy if one.environment == fingerprint]
         parts += [Text(f"accuracy, {row.what}: {row.result}") for row in accuracy]
     return Group(*parts, Text(LEGEND if parts else "no records", style="dim"))
