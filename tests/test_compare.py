@@ -266,7 +266,7 @@ def test_two_sets_are_compared_cell_by_cell_with_their_kernels(tmp_path: Path) -
     old = [run("old", "2.11.0", {"gemm": 4, "gone": 1}), run("old2", "2.11.0", {"gemm": 4}, cell={"r": 64})]
     new = [run("new", "2.12.0", {"gemm": 3, "fresh": 1}, step_s=(0.5,) * 4)]
     assert [f.verdict for f in compare_sets(old, new).pairs] == ["not comparable"] * 3
-    found = compare_sets(old, new, across=["package.torch"]).pairs
+    found = sorted(compare_sets(old, new, across=["package.torch"]).pairs, key=lambda f: f.cell.r or 0)
     assert [(f.cell.r, f.verdict) for f in found] == [(16, "measured"), (64, "not comparable")]
     assert found[1].why == "no record of this cell in the other set"
     assert found[0].speedup == 2.0 and found[0].across == ["package.torch: 2.11.0 and 2.12.0"]
