@@ -170,7 +170,7 @@ def _os_name() -> str:
         return platform.system()
 
 
-def source_sha256(folder: Path = HARNESS_FOLDER) -> str:
+def harness_sha256(folder: Path = HARNESS_FOLDER) -> str:
     """SHA-256 over the path and bytes of every Python file below ``folder``, sorted by path."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -217,5 +217,5 @@ def current() -> Environment:
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
         git_revision=revision,
         git_dirty=dirty,
-        harness_sha256=source_sha256(),
+        harness_sha256=harness_sha256(),
     )

@@ -97,13 +97,13 @@ def test_the_fingerprint_does_not_change_with_what_cannot(what: str) -> None:
 def test_the_harness_hash_is_of_its_sources(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.py").write_text("x = 1")
-    first = env.source_sha256(tmp_path)
+    first = env.harness_sha256(tmp_path)
     (tmp_path / "notes.txt").write_text("no source")
-    assert env.source_sha256(tmp_path) == first
+    assert env.harness_sha256(tmp_path) == first
     (tmp_path / "sub" / "a.py").write_text("x = 2")
-    second = env.source_sha256(tmp_path)
+    second = env.harness_sha256(tmp_path)
     (tmp_path / "sub" / "a.py").rename(tmp_path / "a.py")
-    assert len({first, second, env.source_sha256(tmp_path)}) == 3
+    assert len({first, second, env.harness_sha256(tmp_path)}) == 3
 
 
 def test_without_git_the_revision_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
