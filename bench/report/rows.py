@@ -159,7 +159,9 @@ def _certainty(finding: Finding) -> str:
     if finding.speedup is None:
         return ""
     if finding.speedup_interval:
-        return f"{finding.speed}, {interval_text(finding.speedup_interval)}"
+        shown = finding.rates.mde if finding.rates else None
+        power = "" if shown is None else f", would show {percent(shown)} or more"
+        return f"{finding.speed}, {interval_text(finding.speedup_interval)}{power}"
     counts = [side.processes for side in (finding.baseline, finding.candidate) if side]
     return f"n={min(counts)}, no interval"
 
