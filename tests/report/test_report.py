@@ -193,7 +193,8 @@ def test_intervals_are_shown_with_repeats(tmp_path: Path) -> None:
     span = content.own.pairs[0].speedup_interval
     assert span is not None
     for text in (page, markdown.replace("\\[", "[")):
-        assert f"faster, 99 % [{span.low:.2f}, {span.high:.2f}], would show " in text and "no interval" not in text.split("Records")[0]
+        assert f"faster, 99 % [{span.low:.2f}, {span.high:.2f}], would show " in text
+        assert "no interval" not in text.split("Records")[0]
 
 
 def test_terminal_table_has_the_headline_numbers() -> None:
