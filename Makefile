@@ -10,21 +10,23 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
-# Without a GPU the CPU build of torch, and no Unsloth, which cannot train there.
+# Without a GPU the CPU build of torch, and of Unsloth what its kernels need in Triton's interpreter: it cannot train there.
 ifeq ($(GPU),yes)
 EXTRAS := gpu,dev
 TORCH := "torch>=2.11,<2.15"
 else
 EXTRAS := dev
 TORCH := torch -c constraints-cpu.txt
+KERNELS := requirements-kernels-cpu.txt
 endif
 
 .PHONY: demo test test-gpu lint clean
 
-$(MADE): pyproject.toml constraints.txt constraints-cpu.txt Makefile
+$(MADE): pyproject.toml constraints.txt constraints-cpu.txt requirements-kernels-cpu.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	$(if $(KERNELS),$(BIN)/python -m pip install --quiet --no-deps -r $(KERNELS))
 	touch $@
 
 demo: $(MADE)

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.errors import PeftmarkError
+from kernels_check import cli as kernels
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The same LoRA fine-tune with Hugging Face + PEFT and with Unsloth: speed, memory and accuracy, measured.",
 )
+app.add_typer(kernels.app, name="kernels")
 out = Console()
 err = Console(stderr=True)
 RUNS = Path("runs")
@@ -30,6 +32,11 @@ SuiteArg = Annotated[str, typer.Argument(help="A suite file, or the name of a sh
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")]
 OfflineOpt = Annotated[bool, typer.Option("--offline", help="Touch no network; what is missing is an error.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+AcrossOpt = Annotated[
+    list[str] | None,
+    typer.Option("--across", help="Compare although this differs (driver, gpu0, package.torch ...); it is said."),
+]
+ContaminatedOpt = Annotated[bool, typer.Option("--include-contaminated", help="Count contaminated runs; it is said.")]
 
 
 @contextmanager
@@ -128,13 +135,8 @@ def report(
         typer.Option("--published", help="Published records to show beside, as not from this machine."),
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "peftmark report",
-    across: Annotated[
-        list[str] | None,
-        typer.Option("--across", help="Compare although this differs (driver, gpu0, package.torch ...); it is said."),
-    ] = None,
-    include_contaminated: Annotated[
-        bool, typer.Option("--include-contaminated", help="Count contaminated runs; it is said.")
-    ] = False,
+    across: AcrossOpt = None,
+    include_contaminated: ContaminatedOpt = False,
 ) -> None:
     """Compare records and write the report: index.html, report.md, findings.json, and the table printed here."""
     from bench import report as reporting
@@ -149,6 +151,30 @@ def report(
         for table in reporting.terminal_tables(content):
             out.print(table)
         out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    baseline: Annotated[Path, typer.Argument(help="Run folder, or folder of records.")],
+    candidate: Annotated[Path, typer.Argument(help="Run folder to compare with it, cell by cell.")],
+    across: AcrossOpt = None,
+    include_contaminated: ContaminatedOpt = False,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Write the report there too.")] = None,
+) -> None:
+    """Compare the same cells of two run folders: two releases of a library, or one with itself."""
+    from bench import report as reporting
+    from bench.compare import compare_sets
+    from bench.finding import Findings, FindingsFile
+
+    with _told():
+        sides = _load([baseline]), _load([candidate])
+        found = compare_sets(*sides, across=across or (), include_contaminated=include_contaminated)
+        content = FindingsFile(title=f"{candidate.name} against {baseline.name}", own=found, published=Findings())
+        for table in reporting.terminal_tables(content):
+            out.print(table)
+        if out_dir:
+            reporting.render(content, [*sides[0], *sides[1]], [], out_dir)
+            out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)
 
 
 @app.command()
