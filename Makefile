@@ -1,7 +1,8 @@
-# make demo      the main job in miniature; prints where the report lies
-# make test      the tests that need no GPU
-# make test-gpu  the tests that need one
-# make lint      ruff and mypy
+# make demo          the main job in miniature; prints where the report lies
+# make test          the tests that need no GPU, but for the kernels'
+# make test-kernels  the tests of kernels_check: Triton's interpreter is slow
+# make test-gpu      the tests that need a GPU
+# make lint          ruff and mypy
 # Each makes .venv if it is not there or if what it is made from has changed.
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ TORCH := torch -c constraints-cpu.txt
 KERNELS := requirements-kernels-cpu.txt
 endif
 
-.PHONY: demo test test-gpu lint clean
+.PHONY: demo test test-kernels test-gpu lint clean
 
 $(MADE): pyproject.toml constraints.txt constraints-cpu.txt requirements-kernels-cpu.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,7 +35,10 @@ demo: $(MADE)
 	$(BIN)/peftmark report runs/demo --published results --out runs/demo/report --title "peftmark demo"
 
 test: $(MADE)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" --ignore tests/kernels_check
+
+test-kernels: $(MADE)
+	$(BIN)/python -m pytest tests/kernels_check
 
 test-gpu: $(MADE)
 	$(BIN)/python -m pytest -m gpu tests/gpu
