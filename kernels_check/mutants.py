@@ -44,9 +44,10 @@ class Mutant:
 
 def all_mutants() -> tuple[Mutant, ...]:
     """Every mutant, faults and equivalent ones."""
-    from kernels_check import mutants_activation, mutants_loss, mutants_norm, mutants_rope
+    from kernels_check import mutants_activation, mutants_lora, mutants_loss, mutants_norm, mutants_rope
 
-    return mutants_norm.MUTANTS + mutants_activation.MUTANTS + mutants_loss.MUTANTS + mutants_rope.MUTANTS
+    files = (mutants_norm, mutants_activation, mutants_loss, mutants_rope, mutants_lora)
+    return tuple(mutant for file in files for mutant in file.MUTANTS)
 
 
 def mutants(file: str, families: tuple[str, ...], listed: list[tuple[str, ...]]) -> tuple[Mutant, ...]:

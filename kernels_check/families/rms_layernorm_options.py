@@ -2,7 +2,7 @@
 
 - ``reuse_grad``: dX overwrites dY.
 - ``save_output``: with a frozen weight the backward pass recovers n = Y / w from the stored output, instead of X r;
-  n then carries the roundings of the output.
+  n then carries the roundings of the output. Unsloth does so only where no w is 0.
 - decoding: the residual sum h = x + residual and the norm of h in one kernel, in place.
 """
 
@@ -87,7 +87,7 @@ def _draw(generator: torch.Generator, dtype: torch.dtype, *, variant: Variant) -
     wide = (normal(*variant.shape[:-1], width + 16) * rows * variant.scale).to(dtype)
     inputs: Inputs = {
         "X": wide[..., :width] if variant.wide else wide[..., :width].contiguous(),
-        "W": ((0.0 if variant.gemma else 1.0) + 0.3 * normal(width)).to(dtype),
+        "W": ((0.0 if variant.gemma else 1.0) + 0.3 * normal(width).clamp(-2, 2)).to(dtype),
         "dtype": str(dtype).removeprefix("torch."),
     }
     if variant.way in ("add", "copy"):

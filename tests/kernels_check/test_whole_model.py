@@ -18,21 +18,20 @@ installed = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join
 
 @pytest.fixture(scope="module")
 def record() -> ModelRecord:
-    return check_models()
+    """In bfloat16, which takes the fused LoRA; ``peftmark kernels model`` runs float32 too."""
+    return check_models(dtypes=("bfloat16",))
 
 
 @installed
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", list(SHAPES))
-def test_loss_and_every_lora_gradient_agree_with_float64(record: ModelRecord, shape: str, dtype: str) -> None:
-    (entry,) = [e for e in record.entries if (e.shape, e.dtype) == (shape, dtype)]
+def test_loss_and_every_lora_gradient_agree_with_float64(record: ModelRecord, shape: str) -> None:
+    (entry,) = [e for e in record.entries if e.shape == shape]
     assert entry.status == "passed", entry.reason
-    assert entry.base_dtype == dtype
+    assert entry.base_dtype == "bfloat16"
     assert entry.gradients == 28  # two matrices of seven projections in two layers
     assert 0 < (entry.gradient_tolerances or 0) < 1 and 0 < (entry.median_tolerances or 0) < 1
     assert entry.forwards["PeftModelForCausalLM"].startswith("unsloth.")
-    fused = SHAPES[shape].fused
-    assert all((name in entry.launched) == (dtype == "bfloat16") for name in fused)
+    assert set(SHAPES[shape].kernels + SHAPES[shape].fused) <= set(entry.launched)
 
 
 @installed
@@ -77,9 +76,9 @@ def test_the_reference_is_float64_where_transformers_computes_in_float32() -> No
     x = torch.randn(4, 33, generator=torch.Generator().manual_seed(0)).double()
     exact = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     norm = LlamaRMSNorm(33, eps=1e-6).double()
-    assert _distance(norm(x), exact) > 1e-9
+    assert _distance(norm(x).detach(), exact) > 1e-9
     with in_float64():
-        assert _distance(norm(x), exact) < 1e-14
+        assert _distance(norm(x).detach(), exact) < 1e-14
 
 
 def test_an_unknown_shape_is_told() -> None:
