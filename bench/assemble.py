@@ -54,14 +54,15 @@ def record(
     ``folder`` holds the journal and the timeline; None for a cell that never started. ``ended`` is how the parent saw
     it end (timeout, killed, unsupported); without it the journal's own word counts. ``other_processes_before`` is the
     executor's look at the GPU. A fact that is not valid, or names a file that is not the one it names, is left out and
-    said in the message: nothing in a journal can keep the record from being made.
+    said in the message, as is a meter that failed: nothing in a journal can keep the record from being made.
     """
     journal = events.read(folder / JOURNAL) if folder else []
     rows = _timeline_rows(folder / TIMELINE) if folder else {}
     phases = _phases(journal, rows, wall_s)
     status, message, failed_phase = _outcome(journal, ended, phases)
     facts, faults = _facts(journal, folder)
-    messages = [message, *faults.values()]
+    unmeasured = [f"{e['name']}: not measured: {e['message']}" for e in journal if e["event"] == "missing"]
+    messages = [message, *faults.values(), *unmeasured]
     if status == "ok" and (broken := [name for name in faults if name not in METERS]):
         status, failed_phase = "crashed", _phase_of(broken[0], journal)
     timeline = condition = None

@@ -207,3 +207,4 @@ def test_a_failing_profiler_is_a_missing_meter(trial: Trial, monkeypatch: pytest
     assert run.record.status == "ok" and run.record.fingerprint is None
     missing = [e for e in events.read(run.folder / assemble.JOURNAL) if e["event"] == "missing"]
     assert [(e["name"], e["message"]) for e in missing] == [("fingerprint", "RuntimeError: CUPTI is not there")]
+    assert run.record.message == "fingerprint: not measured: RuntimeError: CUPTI is not there"
