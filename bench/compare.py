@@ -6,7 +6,7 @@ finding like any other.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,7 +14,7 @@ from statistics import median
 from bench import fingerprint, stats
 from bench import parity as parity_gate
 from bench.accuracy import compare_accuracy
-from bench.derived import METERS, ConfigOf, Derived, Meter, derive, known_config
+from bench.derived import METERS, ConfigOf, Derived, Meter, derive, known_config, middle, values
 from bench.errors import InputError
 from bench.finding import (
     Accuracy,
@@ -198,11 +198,6 @@ def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Sid
     derived = [derive(one.record, config_of) for one in counted]
     last = (counted or loaded)[-1].record
 
-    def mid(read: Callable[[Derived], float | None]) -> float | None:
-        values = _values(derived, read)
-        return median(values) if values else None
-
-    rates = _values(derived, lambda d: d.tokens_per_s)
     side = Side(
         backend=last.cell.backend,
         record_ids=[one.record.id for one in loaded],
@@ -211,29 +206,28 @@ def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Sid
         failures=[_failure(one.record) for one in loaded if one not in counted],
         status="ok" if counted else last.status,
         random_weights=last.cell.source == "random",
-        tokens_per_s=mid(lambda d: d.tokens_per_s),
-        padded_tokens_per_s=mid(lambda d: d.padded_tokens_per_s),
-        step_s=mid(lambda d: d.step_s_median),
-        mfu=mid(lambda d: d.mfu),
-        startup_s=mid(lambda d: d.startup_s),
+        tokens_per_s=middle(derived, lambda d: d.tokens_per_s),
+        padded_tokens_per_s=middle(derived, lambda d: d.padded_tokens_per_s),
+        step_s=middle(derived, lambda d: d.step_s_median),
+        mfu=middle(derived, lambda d: d.mfu),
+        startup_s=middle(derived, lambda d: d.startup_s),
         unsettled=sum(d.settled is False for d in derived),
-        training_peaks={m: stats.spread(peaks) if (peaks := _peaks(derived, m)) else None for m in METERS},
-        control=_control(counted, rates),
+        training_peaks={m: _spread(derived, m) for m in METERS},
+        control=_control(derived),
         accuracy_before=_accuracy([one.record.eval_before for one in counted]),
         accuracy_after=_accuracy([one.record.eval_after for one in counted]),
     )
     return _Side(side=side, counted=counted, derived=derived)
 
 
-def _control(counted: list[Loaded], rates: list[float]) -> Control | None:
+def _control(derived: list[Derived]) -> Control | None:
     """The side against itself: its runs in ABBA order as if they were two backends. Null below 3 runs a half."""
-    halves = (
-        [rates[i] for i in range(len(rates)) if i % 4 in (0, 3)],
-        [r for i, r in enumerate(rates) if i % 4 in (1, 2)],
-    )
-    if len(rates) != len(counted) or min(map(len, halves)) < stats.MIN_PROCESSES:
+    rates = values(derived, lambda d: d.tokens_per_s)
+    first = [rate for i, rate in enumerate(rates) if i % 4 in (0, 3)]
+    second = [rate for i, rate in enumerate(rates) if i % 4 in (1, 2)]
+    if len(rates) != len(derived) or min(len(first), len(second)) < stats.MIN_PROCESSES:
         return None
-    ratio = stats.ratio(*halves)
+    ratio = stats.ratio(first, second)
     return Control(ratio=ratio, verdict=stats.verdict(ratio))
 
 
@@ -302,16 +296,13 @@ def _memory(meter: Meter, base: _Side | None, cand: _Side | None, compare: bool)
     )
 
 
-def _peaks(derived: list[Derived], meter: Meter) -> list[int]:
-    return [peak for d in derived if (peak := d.training_peaks[meter]) is not None]
+def _spread(derived: list[Derived], meter: Meter) -> stats.Spread | None:
+    peaks = values(derived, lambda d: d.training_peaks[meter])
+    return stats.spread(peaks) if peaks else None
 
 
-def _rates(side: _Side | None) -> list[float]:
-    return _values(side.derived, lambda d: d.tokens_per_s) if side else []
-
-
-def _values(derived: list[Derived], read: Callable[[Derived], float | None]) -> list[float]:
-    return [value for d in derived if (value := read(d)) is not None]
+def _rates(side: _Side) -> list[float]:
+    return values(side.derived, lambda d: d.tokens_per_s)
 
 
 def _break_even(base: Side, cand: Side) -> float | None:

@@ -1,6 +1,6 @@
 """Statistics derived from one record: its raw samples go in, medians, rates and peaks come out; nothing is stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean, median, quantiles
 from typing import Any, Literal, TypeVar, get_args
 
@@ -104,6 +104,17 @@ def derive(record: Record, config_of: ConfigOf = known_config) -> Derived:
         "startup_s": _startup_s(record),
         "trainer": _trainer_check(record),
     })  # fmt: skip
+
+
+def values(derived: Sequence[Derived], read: Callable[[Derived], T | None]) -> list[T]:
+    """What ``read`` gives of each run that has it."""
+    return [value for one in derived if (value := read(one)) is not None]
+
+
+def middle(derived: Sequence[Derived], read: Callable[[Derived], float | None]) -> float | None:
+    """Median over the runs that have it; None where none has."""
+    known = values(derived, read)
+    return median(known) if known else None
 
 
 def _timed(record: Record, series: list[T]) -> list[T]:

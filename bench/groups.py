@@ -46,8 +46,8 @@ def pairs(loaded: Sequence[Loaded], baseline: str = "hf-peft", across: Collectio
     _known(loaded, across)
     groups: dict[tuple[str, str], dict[str, list[Loaded]]] = defaultdict(lambda: defaultdict(list))
     for one in sorted(loaded, key=lambda one: one.record.id):
-        conditions = {k: v for k, v in _conditions(one.record).items() if k not in across}
-        groups[one.record.cell.twin_key("backend"), digest_of(conditions)][one.record.cell.backend].append(one)
+        key = one.record.cell.twin_key("backend"), _where(one.record, across)
+        groups[key][one.record.cell.backend].append(one)
 
     found = []
     for (twin, machine), sides in groups.items():
@@ -88,8 +88,7 @@ def pairs_of_sets(
 def _by_cell(loaded: Sequence[Loaded], across: Collection[str]) -> dict[tuple[str, str], list[Loaded]]:
     groups: dict[tuple[str, str], list[Loaded]] = defaultdict(list)
     for one in sorted(loaded, key=lambda one: one.record.id):
-        conditions = {k: v for k, v in _conditions(one.record).items() if k not in across}
-        groups[one.record.cell.digest, digest_of(conditions)].append(one)
+        groups[one.record.cell.digest, _where(one.record, across)].append(one)
     return groups
 
 
@@ -98,32 +97,39 @@ def _conditions(record: Record) -> dict[str, str]:
     return record.environment.comparable() | {SCHEMA: str(record.schema_version)}
 
 
+def _where(record: Record, across: Collection[str]) -> str:
+    """Digest of what must agree, but for ``across``."""
+    return digest_of({key: value for key, value in _conditions(record).items() if key not in across})
+
+
 def _known(loaded: Sequence[Loaded], across: Collection[str]) -> None:
     keys = {key for one in loaded for key in _conditions(one.record)}
     for key in sorted(set(across) - keys) if loaded else ():
         raise InputError(f"--across {key}", "no record has a key of that name", f"one of: {', '.join(sorted(keys))}")
 
 
+def differing(records: Sequence[Record]) -> dict[str, list[str]]:
+    """The keys in which the records' conditions differ, sorted, each with its distinct values in order."""
+    facts = [_conditions(record) for record in records]
+    keys = sorted({key for fact in facts for key in fact})
+    values = {key: list(dict.fromkeys(fact.get(key, "absent") for fact in facts)) for key in keys}
+    return {key: found for key, found in values.items() if len(found) > 1}
+
+
 def _differences(loaded: Sequence[Loaded], across: Collection[str]) -> list[str]:
-    told = []
-    for key in sorted(across):
-        values = dict.fromkeys(_conditions(one.record).get(key, "absent") for one in loaded)
-        if len(values) > 1:
-            told.append(f"{key}: {' and '.join(values)}")
-    return told
+    found = differing([one.record for one in loaded])
+    return [f"{key}: {' and '.join(values)}" for key, values in found.items() if key in across]
 
 
 def _alone(one: Loaded, partner: str, elsewhere: list[Loaded], across: Collection[str]) -> str:
     """Why a side has no partner; names the keys of the nearest environment that has one."""
     if not elsewhere:
         return f"no record of this cell {partner}"
-    mine, theirs = _conditions(one.record), [_conditions(other.record) for other in elsewhere]
 
-    def differing(other: dict[str, str]) -> list[str]:
-        return [k for k in sorted(mine.keys() | other.keys()) if k not in across and mine.get(k) != other.get(k)]
+    def unlike(other: Loaded) -> dict[str, list[str]]:
+        found = differing([one.record, other.record])
+        return {key: values for key, values in found.items() if key not in across}
 
-    nearest = min(theirs, key=lambda other: len(differing(other)))
-    changes = "; ".join(
-        f"{key}: {mine.get(key, 'absent')} here, {nearest.get(key, 'absent')} there" for key in differing(nearest)
-    )
+    nearest = min(map(unlike, elsewhere), key=len)
+    changes = "; ".join(f"{key}: {here} here, {there} there" for key, (here, there) in nearest.items())
     return f"its partner ran in another environment ({changes})"

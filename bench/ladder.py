@@ -5,13 +5,13 @@ changes is read from the cells. Ratios are of medians over the runs that ended o
 a rung that ran out of memory stays, with the peaks that it reached.
 """
 
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Sequence
 
 from bench import suite
 from bench.cell import Cell, Frozen
-from bench.derived import METERS, Derived, Meter, derive
+from bench.derived import METERS, Derived, Meter, derive, middle, values
 from bench.errors import InputError
+from bench.groups import differing
 from bench.record import Record, Status
 
 RUNG_FIELDS = ("backend", "attention", "gradient_checkpointing", "optimizer", "packing", "padding_free")
@@ -109,7 +109,7 @@ def _rung(
     last = (ok or records)[-1] if records else None
     changes = _changes(previous.cell, cell, varied) if previous else []
     shown = [change.field for change in changes] if previous else varied
-    rate = _middle(derived, lambda d: d.tokens_per_s)
+    rate = middle(derived, lambda d: d.tokens_per_s)
     peaks = {meter: _peak(derived, meter, bool(ok)) for meter in METERS}
     return Rung(
         name=", ".join(_value(cell, name) for name in shown),
@@ -149,26 +149,15 @@ def _ratio(value: float | None, other: float | None) -> float | None:
     return None if value is None or not other else value / other
 
 
-def _middle(derived: list[Derived], read: Callable[[Derived], float | None]) -> float | None:
-    known = [value for one in derived if (value := read(one)) is not None]
-    return median(known) if known else None
-
-
 def _peak(derived: list[Derived], meter: Meter, ok: bool) -> float | None:
     if ok:
-        return _middle(derived, lambda d: d.training_peaks[meter])
-    return max((peak for d in derived if (peak := d.training_peaks[meter]) is not None), default=None)
+        return middle(derived, lambda d: d.training_peaks[meter])
+    return max(values(derived, lambda d: d.training_peaks[meter]), default=None)
 
 
 def _one_environment(records: list[Record]) -> str:
     """The fingerprint that all share; InputError with what differs otherwise."""
-    environments = {record.environment.fingerprint: record.environment.comparable() for record in records}
-    if len(environments) > 1:
-        flat = list(environments.values())
-        keys = sorted({key for one in flat for key in one if len({other.get(key) for other in flat}) > 1}
-                      | {key for one in flat for key in one if any(key not in other for other in flat)})  # fmt: skip
-        told = "; ".join(f"{key}: {', '.join(sorted({one.get(key, 'absent') for one in flat}))}" for key in keys)
-        raise InputError(
-            "ladder", f"its records come from {len(environments)} environments ({told})", "give the records of one"
-        )
-    return next(iter(environments))
+    if unlike := differing(records):
+        told = "; ".join(f"{key}: {', '.join(sorted(found))}" for key, found in unlike.items())
+        raise InputError("ladder", f"its records come from several environments ({told})", "give the records of one")
+    return records[0].environment.fingerprint

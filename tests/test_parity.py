@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from bench import cpu, fingerprint, stream
-from bench.backends.hf_peft import HfPeft
 from bench.parity import Check, Parity, gate
 from bench.probe import DISTANCE_ERROR
 from bench.record import AuditEntry, DataFacts
 from bench.rounding import ROUNDOFF, Rounding
 from bench.store import Loaded, load
-from tests.backends.trial import LAYERS, Altered, Trial, Unchecked
+from tests.backends.trial import LAYERS, Trial, Unchecked, adapted_by
 from tests.synthetic import environment, record
 
 Runs = Callable[..., Loaded]
@@ -69,17 +68,6 @@ def check(parity: Parity, name: str) -> Check:
 
 def failed(parity: Parity) -> set[str]:
     return {c.name for c in parity.checks if c.status == "failed"}
-
-
-def adapted_by(change: Callable[[Any], None]) -> Altered:
-    """hf-peft whose model is changed once it has its adapter."""
-
-    def add_adapter(cell: Any, model: Any) -> Any:
-        model = HfPeft().add_adapter(cell, model)
-        change(model)
-        return model
-
-    return Altered(add_adapter=add_adapter)
 
 
 def double_lora(model: Any) -> None:

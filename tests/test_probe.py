@@ -1,7 +1,6 @@
 """The gradient probe: sketches that keep distances, gradients that are the real ones, and every parity fault seen."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 
 from bench import adapters, assemble, events, probe, training
 from bench.backends.hf_peft import HfPeft
-from bench.cell import Cell
 from bench.probe import BUCKETS, DISTANCE_ERROR, TensorDistance
-from tests.backends.trial import LAYERS, Altered, Run, Trial, on_cpu
+from tests.backends.trial import LAYERS, Run, Trial, adapted_by, on_cpu
 
 ROUNDING = 1e-5
 """Far above float32's rounding noise in so small a model (1e-6), far below every fault."""
@@ -43,17 +41,6 @@ def distances(one: Run, other: Run) -> list[TensorDistance]:
 
 def furthest(one: Run, other: Run) -> float:
     return max(d.relative_distance or 0 for d in distances(one, other))
-
-
-def faulty(change: Callable[[Any], None]) -> HfPeft:
-    """hf-peft with ``change`` done to the adapted model: a fault that the audit's flags do not show."""
-
-    def add_adapter(cell: Cell, model: Any) -> Any:
-        adapted = HfPeft().add_adapter(cell, model)
-        change(adapted)
-        return adapted
-
-    return Altered(add_adapter=add_adapter)
 
 
 # Sketches
@@ -267,7 +254,7 @@ def test_doubled_scaling_is_seen_in_every_tensor(trial: Trial, honest: Run) -> N
             if name.endswith("lora_B.default"):
                 module.register_forward_hook(lambda module, args, output: 2 * output)
 
-    fault = trial.run(trial.cell(), faulty(double))
+    fault = trial.run(trial.cell(), adapted_by(double))
     assert fault.record.status == "ok", "the audit reads the scaling that is written down"
     for distance in distances(honest, fault):
         assert distance.relative_distance and distance.relative_distance > 0.5, distance
@@ -288,7 +275,7 @@ def test_dropout_on_one_side_is_seen(trial: Trial, honest: Run) -> None:
             if name.endswith("lora_A.default"):
                 module.register_forward_pre_hook(lambda m, args: (torch.nn.functional.dropout(args[0], 0.1),))
 
-    assert min(d.relative_distance or 0 for d in distances(honest, trial.run(trial.cell(), faulty(drop)))) > 0.05
+    assert min(d.relative_distance or 0 for d in distances(honest, trial.run(trial.cell(), adapted_by(drop)))) > 0.05
 
 
 def test_another_seed_is_seen(trial: Trial, honest: Run) -> None:
@@ -303,7 +290,7 @@ def test_a_flipped_backward_is_seen_where_it_is(trial: Trial, honest: Run) -> No
         where = next(m for n, m in model.named_modules() if n.endswith("layers.1.mlp.down_proj"))
         where.register_forward_hook(lambda module, args, output: Flip.apply(output))
 
-    fault = trial.run(trial.cell(), faulty(flip))
+    fault = trial.run(trial.cell(), adapted_by(flip))
     assert fault.record.status == "ok" and fault.record.probe and honest.record.probe
     assert fault.record.probe.loss == honest.record.probe.loss
     found = {d.name: d for d in distances(honest, fault)}

@@ -114,6 +114,17 @@ class Altered(HfPeft):
             setattr(self, name, method)
 
 
+def adapted_by(change: Callable[[Any], None]) -> HfPeft:
+    """hf-peft with ``change`` done to the adapted model: a fault that the audit's flags do not show."""
+
+    def add_adapter(cell: Cell, model: Any) -> Any:
+        adapted = HfPeft().add_adapter(cell, model)
+        change(adapted)
+        return adapted
+
+    return Altered(add_adapter=add_adapter)
+
+
 class Unchecked(HfPeft):
     """A second torch backend: the same libraries, other code around them (no gradient checkpointing)."""
 
