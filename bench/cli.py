@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.errors import PeftmarkError
+from bench.console import err, out, told
 from kernels_check import cli as kernels
 
 app = typer.Typer(
@@ -23,8 +22,6 @@ app = typer.Typer(
     help="The same LoRA fine-tune with Hugging Face + PEFT and with Unsloth: speed, memory and accuracy, measured.",
 )
 app.add_typer(kernels.app, name="kernels")
-out = Console()
-err = Console(stderr=True)
 RUNS = Path("runs")
 RESULTS = Path("results")
 
@@ -41,12 +38,10 @@ ContaminatedOpt = Annotated[bool, typer.Option("--include-contaminated", help="C
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Errors a user can mend are one message and exit code 2; Ctrl-C says that nothing is lost."""
+    """As ``told``, and Ctrl-C says that nothing is lost."""
     try:
-        yield
-    except PeftmarkError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        with told():
+            yield
     except KeyboardInterrupt:
         err.print("stopped; finished cells are kept, and the same command goes on from them")
         raise typer.Exit(130) from None

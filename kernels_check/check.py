@@ -1,7 +1,6 @@
 """Checks kernel families in fresh processes and gathers the outcome into one record."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from bench import environment
 from bench.errors import InputError, nearest
 from kernels_check import interpreter
 from kernels_check.families import FAMILIES, NO_CASE
+from kernels_check.processes import child_environment, could_not_run
 from kernels_check.record import Entry, KernelRecord, Unavailable
 
 
@@ -23,9 +23,11 @@ def check(
     """Run the families and return the record.
 
     ``unsloth`` is a folder that holds another installed copy (a folder ``unsloth`` in it). Raises InputError for an
-    unknown family, a folder without Unsloth, or where the processes could not start.
+    unknown family, a folder without Unsloth, a device that is not there, or where the processes could not start.
     """
     families = _chosen(only)
+    if device == "cuda" and not environment.current().gpus:
+        raise InputError("--device cuda", "NVML sees no NVIDIA GPU on this machine", "use --device cpu")
     if unsloth is not None and not (unsloth / "unsloth" / "kernels").is_dir():
         raise InputError(
             str(unsloth), "holds no unsloth/kernels", "install one: pip install --no-deps --target DIR unsloth==VERSION"
@@ -64,16 +66,10 @@ def _run_processes(
 ) -> dict[str, str | None]:
     """Run the child; versions of the packages that it saw."""
     given = str(unsloth.resolve()) if unsloth else ""
-    root = str(Path(__file__).parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     command = [sys.executable, "-m", "kernels_check.child", str(out), device, str(seed), given, *families]
-    ran = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True
-    )
+    ran = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
     if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-        mend = "on a CPU machine: pip install --no-deps -r requirements-kernels-cpu.txt"
-        raise InputError("kernels check", f"its process could not run: {last}", mend)
+        raise could_not_run("kernels check", "process", ran.stderr)
     versions: dict[str, str | None] = json.loads((out / "versions.json").read_text())
     return versions
 

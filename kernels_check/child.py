@@ -10,16 +10,13 @@ Run by ``check``: ``python -m kernels_check.child OUT DEVICE SEED UNSLOTH FAMILY
 import importlib
 import json
 import os
-import signal
 import sys
-import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 from kernels_check import interpreter, loading
-
-AT_ONCE = 2
-TIMEOUT_S = 300.0
+from kernels_check.processes import forked
 
 
 def main(arguments: list[str]) -> None:
@@ -51,37 +48,23 @@ def prepare(device: str) -> None:
 
 
 def run_all(families: list[tuple[str, Path]], device: str, seed: int) -> None:
-    """Fork a process for each family, at most AT_ONCE at a time; note how each ended in its file."""
+    """Fork a process for each family; note how each ended in its file."""
     import torch
 
-    waiting, running = list(families), dict[int, tuple[Path, float]]()
-    while waiting or running:
-        while waiting and len(running) < AT_ONCE:
-            family, file = waiting.pop(0)
-            if torch.cuda.is_initialized():
-                raise RuntimeError("CUDA was initialised before the families' processes were forked")
-            if not (pid := os.fork()):
-                _family_process(family, file, device, seed)
-            running[pid] = file, time.monotonic()
-        ended = [(pid, status) for pid in running for done, status in [os.waitpid(pid, os.WNOHANG)] if done]
-        for pid, status in ended:
-            _note(running.pop(pid)[0], {"ended": os.waitstatus_to_exitcode(status)})
-        for pid, (_, started) in running.items():
-            if time.monotonic() - started > TIMEOUT_S:
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    if torch.cuda.is_initialized():
+        raise RuntimeError("CUDA was initialised before the families' processes were forked")
+    for (_, file), code, _ in forked(partial(_family_process, device, seed), families):
+        _note(file, {"ended": code})
 
 
-def _family_process(family: str, file: Path, device: str, seed: int) -> None:
-    """The forked process: never returns."""
-    code = 1
+def _family_process(device: str, seed: int, job: tuple[str, Path]) -> None:
+    """In the forked process: an error is noted before it ends the process."""
+    family, file = job
     try:
         run_family(family, file, device, seed)
-        code = 0
     except BaseException:
         _note(file, {"error": traceback.format_exc(limit=-4)})
-    finally:
-        os._exit(code)  # no clean-up of the parent's objects
+        raise
 
 
 def run_family(family: str, file: Path, device: str, seed: int) -> None:

@@ -1,19 +1,17 @@
 """``peftmark kernels``: check Unsloth's kernels against their references."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bench.cell import Frozen
-from bench.errors import PeftmarkError
+from bench.console import err, out, told
 from kernels_check import record as recording
 from kernels_check.record import BAD, Entry, Error, KernelRecord
 
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from kernels_check.whole_model import ModelRecord
 
 app = typer.Typer(no_args_is_help=True, help="Check Unsloth's (and Liger's) Triton kernels.")
-out = Console()
-err = Console(stderr=True)
 COLOURS = {"passed": "green", "failed": "bold red", "crashed": "bold red"}
 
 
@@ -45,7 +41,7 @@ def check(
     run."""
     from kernels_check import check as checking
 
-    with _told():
+    with told():
         record = checking.check(device, unsloth=unsloth, only=only, seed=seed)
     _written(record, out_file, as_json, lambda: render(record))
     ran = any(e.candidate.startswith("unsloth") and e.status in ("passed", *BAD) for e in record.entries)
@@ -68,7 +64,7 @@ def mutate(
 
     from kernels_check import mutate as mutating
 
-    with Progress(console=err, transient=True) as bar, _told():
+    with Progress(console=err, transient=True) as bar, told():
         task = bar.add_task("runs")
         record = mutating.mutate(
             only=only, names=mutant, seed=seed,
@@ -90,20 +86,10 @@ def model(
     """
     from kernels_check import whole_model
 
-    with _told():
+    with told():
         record = whole_model.check_models(only=only)
     _written(record, out_file, as_json, lambda: render_models(record))
     raise typer.Exit(0 if record.ok else 1)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Errors that a user can mend: told in one place, exit 2."""
-    try:
-        yield
-    except PeftmarkError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
 
 
 def _written(record: Frozen, out_file: Path | None, as_json: bool, table: Callable[[], None]) -> None:
@@ -139,9 +125,10 @@ def render(record: KernelRecord) -> None:
         for entry in record.entries:
             if entry.status == status:
                 known = f"; known fault: {entry.known_fault}" if entry.known_fault else ""
+                rest = "; the family's later cases did not run" if status == "crashed" else ""
                 out.print(
                     f"[{'yellow' if known else COLOURS.get(status, 'yellow')}]{status}[/] {entry.family}/{entry.case} "
-                    f"{entry.dtype} {entry.candidate}: {escape((entry.reason or '') + known)}",
+                    f"{entry.dtype} {entry.candidate}: {escape((entry.reason or '') + known + rest)}",
                     soft_wrap=True, highlight=False,
                 )  # fmt: skip
     for text in sorted({said for entry in record.entries for said in entry.switched_off}):

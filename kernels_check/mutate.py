@@ -27,13 +27,12 @@ from bench.cell import Frozen
 from bench.environment import Environment
 from bench.errors import InputError, nearest
 from kernels_check import interpreter, loading
-from kernels_check.forks import forked
 from kernels_check.mutants import Mutant, all_mutants
+from kernels_check.processes import child_environment, could_not_run, forked
 from kernels_check.record import BAD, Entry
 
 SCHEMA_VERSION = 1
 LOWEST_SCORE = 0.95
-MEND = "on a CPU machine: pip install --no-deps -r requirements-kernels-cpu.txt"
 
 
 class Verdict(Frozen):
@@ -141,14 +140,13 @@ def _outcome(mutant: Mutant, verdicts: list[Verdict]) -> Outcome:
 
 def _verdicts(jobs: list[tuple[str, str]], seed: int) -> Iterator[Verdict]:
     """Start the child and read its lines."""
-    paths = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     arguments = [f"{family},{mutant}" for mutant, family in jobs]
     with (
         tempfile.TemporaryDirectory() as folder,
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(
             [sys.executable, "-m", "kernels_check.mutate", folder, str(seed), *arguments],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, stdout=subprocess.PIPE, stderr=said, text=True,
+            env=child_environment(), stdout=subprocess.PIPE, stderr=said, text=True,
         ) as child,
     ):  # fmt: skip
         assert child.stdout is not None
@@ -160,8 +158,7 @@ def _verdicts(jobs: list[tuple[str, str]], seed: int) -> Iterator[Verdict]:
             raise
         if child.wait():
             said.seek(0)
-            last = (said.read().strip().splitlines() or ["no message"])[-1]
-            raise InputError("kernels mutate", f"its process could not run: {last}", MEND)
+            raise could_not_run("kernels mutate", "process", said.read())
 
 
 def main(arguments: list[str]) -> None:

@@ -16,7 +16,6 @@ float32 base weights skip Unsloth's fused LoRA, bfloat16 ones take it.
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,13 +32,12 @@ from bench.errors import InputError, nearest
 from bench.probe import DISTANCE_ERROR
 from bench.rounding import Rounding
 from kernels_check import interpreter, loading
-from kernels_check.forks import forked
+from kernels_check.processes import child_environment, could_not_run, forked
 from kernels_check.whole_model_gpu import claim_bfloat16, stand_in_for_a_gpu
 from kernels_check.whole_model_reference import loss_and_gradients, write_reference
 from kernels_check.whole_model_shapes import ALPHA, DTYPES, IGNORED, INTERMEDIATE, LAYERS, RANK, SHAPES, TARGETS
 
 SCHEMA_VERSION = 1
-MEND = "on a CPU machine: pip install --no-deps -r requirements-kernels-cpu.txt"
 
 
 class ModelEntry(Frozen):
@@ -109,13 +107,11 @@ def check_models(*, only: list[str] | None = None, dtypes: tuple[str, ...] = tup
 
 
 def _run(step: str, folder: str, jobs: list[str]) -> None:
-    paths = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    settings = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
+    settings = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
     command = [sys.executable, "-m", "kernels_check.whole_model", step, folder, *jobs]
-    ran = subprocess.run(command, env=os.environ | settings, cwd=folder, capture_output=True, text=True)
+    ran = subprocess.run(command, env=child_environment() | settings, cwd=folder, capture_output=True, text=True)
     if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError("kernels model", f"its {step} process could not run: {last}", MEND)
+        raise could_not_run("kernels model", f"{step} process", ran.stderr)
 
 
 def _read(place: Path, shape: str, dtype: str) -> ModelEntry:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from bench.environment import read_gpus
 from kernels_check import cli
 from kernels_check.case import expanded_rows, strided
 from kernels_check.check import check
@@ -92,3 +93,9 @@ def test_a_process_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(Exception, match="broken triton"):
         check("cpu", only=["swiglu"])
+
+
+@pytest.mark.skipif(bool(read_gpus()[0]), reason="there is a GPU on this machine")
+def test_a_gpu_that_is_not_there_is_told_before_anything_runs() -> None:
+    ran = CliRunner().invoke(cli.app, ["check", "--device", "cuda"])
+    assert ran.exit_code == 2 and "NVML sees no NVIDIA GPU" in ran.stderr and "use --device cpu" in ran.stderr

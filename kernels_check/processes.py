@@ -1,11 +1,15 @@
-"""Runs jobs in forked processes, two at a time: each starts from what this process has imported, and dies alone."""
+"""The processes that kernels run in: a child that imports the heavy libraries, and forks of it that die alone."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 from typing import TypeVar
+
+from bench.errors import InputError
 
 AT_ONCE = 2
 TIMEOUT_S = 300.0
@@ -36,3 +40,16 @@ def forked(target: Callable[[Job], None], jobs: Sequence[Job]) -> Iterator[tuple
             if process.exitcode is not None:
                 running.remove(item)
                 yield job, process.exitcode, round(seconds, 2)
+
+
+def child_environment() -> dict[str, str]:
+    """Environment variables for a child that finds this checkout's packages first."""
+    paths = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def could_not_run(command: str, process: str, stderr: str) -> InputError:
+    """What a child that ended badly means to the user; the last line that it wrote says why."""
+    last = (stderr.strip().splitlines() or ["no message"])[-1]
+    mend = "on a CPU machine: pip install --no-deps -r requirements-kernels-cpu.txt"
+    return InputError(command, f"its {process} could not run: {last}", mend)
