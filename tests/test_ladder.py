@@ -187,5 +187,9 @@ def test_the_shipped_suite_is_a_ladder_a_precision_and_changes_one_thing_at_a_ti
             fields = [change.field for change in rung.changes]
             into_unsloth = fields == ["backend", "padding_free"] and rung.cell.backend == "unsloth"
             assert len(fields) == 1 or into_unsloth, rung.name
-    varied = {name for name in Cell.model_fields if len({getattr(cell, name) for cell in order}) > 1}
+    rungs = [rung.cell for one_ladder in made for rung in one_ladder.rungs]
+    varied = {name for name in Cell.model_fields if len({getattr(cell, name) for cell in rungs}) > 1}
     assert varied <= {*RUNG_FIELDS, "precision"}
+    controls = [cell for cell in order if cell not in rungs]
+    assert [cell.precision for cell in controls] == ["nf4", "bf16"]
+    assert all(cell.model_copy(update={"seed": rungs[0].seed}) in rungs for cell in controls)
