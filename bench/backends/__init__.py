@@ -16,9 +16,12 @@ _FACTORIES: dict[str, tuple[str, str]] = {
     "hf-peft-no-upcast": ("bench.backends.hf_variants", "NoUpcast"),
     "hf-peft+liger": ("bench.backends.hf_variants", "Liger"),
     "hf-peft+compile": ("bench.backends.hf_variants", "Compiled"),
+    "hf-peft+compile-blocks": ("bench.backends.hf_variants", "CompiledBlocks"),
     "hf-peft-no-upcast+liger": ("bench.backends.hf_variants", "NoUpcastLiger"),
     "hf-peft+liger+compile": ("bench.backends.hf_variants", "LigerCompiled"),
     "hf-peft-no-upcast+liger+compile": ("bench.backends.hf_variants", "NoUpcastLigerCompiled"),
+    "hf-peft+liger+compile-blocks": ("bench.backends.hf_variants", "LigerCompiledBlocks"),
+    "hf-peft-no-upcast+liger+compile-blocks": ("bench.backends.hf_variants", "NoUpcastLigerCompiledBlocks"),
     "unsloth": ("bench.backends.unsloth", "Unsloth"),
     "fake": ("bench.backends.fake", "Fake"),
 }

@@ -71,8 +71,10 @@ class Liger(HfPeft):
 class Compiled(HfPeft):
     """The whole model through torch.compile with Inductor, by the trainer's own switch.
 
-    With gradient checkpointing, the hook that PEFT models need on the embedding (``requires_grad_``) breaks the graph:
-    how much was compiled is in the reading ``compiled_graphs``.
+    With TRL 1.15 and torch 2.11 it ends in an error: Dynamo traces TRL's Triton loss too, Inductor types that kernel's
+    Python floats as fp64, where Triton's own launcher takes fp32, and Triton refuses the mix (pytorch/pytorch#190340,
+    linkedin/Liger-Kernel#1366). With gradient checkpointing, the hook that PEFT models need on the embedding
+    (``requires_grad_``) breaks the graph: how much was compiled is in the reading ``compiled_graphs``.
     """
 
     def unsupported(self, cell: Cell, machine: Environment) -> str | None:
@@ -100,16 +102,44 @@ class Compiled(HfPeft):
 
         The wrapper alone proves nothing: Dynamo passes over code that it cannot handle and runs it as it stands.
         """
-        from torch._dynamo.eval_frame import OptimizedModule
         from torch._dynamo.utils import counters
 
         graphs, calls = (counters["stats"][name] for name in ("unique_graphs", "calls_captured"))
         breaks = sum(counters["graph_break"].values())
-        state = "on" if isinstance(trainer.model_wrapped, OptimizedModule) and graphs else "off"
         return super().readings(trainer) | {
-            "compiled": state,
+            "compiled": "on" if self.holds_compiled(trainer) and graphs else "off",
             "compiled_graphs": f"{graphs} of {calls} calls, {breaks} breaks",
         }
+
+    def holds_compiled(self, trainer: Any) -> bool:
+        """Whether the trainer trains through what was to be compiled."""
+        from torch._dynamo.eval_frame import OptimizedModule
+
+        return isinstance(trainer.model_wrapped, OptimizedModule)
+
+
+class CompiledBlocks(Compiled):
+    """Each decoder block through torch.compile in place: PyTorch's "regional compilation" recipe.
+
+    All blocks share their code, so they share their graphs: one, or two without checkpointing, since the first block's
+    input then needs no gradient. Embedding, head and loss stay as they are.
+    """
+
+    def add_adapter(self, cell: Cell, model: Any) -> Any:
+        """See ``TorchBackend``."""
+        model = super().add_adapter(cell, model)
+        for block in _blocks(model):
+            block.compile()
+        return model
+
+    def trainer_arguments(self, cell: Cell) -> dict[str, Any]:
+        """See ``TorchBackend``: without the switch for the whole model."""
+        return super(Compiled, self).trainer_arguments(cell)
+
+    def holds_compiled(self, trainer: Any) -> bool:
+        """See ``Compiled``."""
+        blocks = _blocks(trainer.model)
+        return bool(blocks) and all(block._compiled_call_impl is not None for block in blocks)
 
 
 class NoUpcastLiger(NoUpcast, Liger):
@@ -122,6 +152,20 @@ class LigerCompiled(Liger, Compiled):
 
 class NoUpcastLigerCompiled(NoUpcast, Liger, Compiled):
     """All three."""
+
+
+class LigerCompiledBlocks(Liger, CompiledBlocks):
+    """Both."""
+
+
+class NoUpcastLigerCompiledBlocks(NoUpcast, Liger, CompiledBlocks):
+    """All three."""
+
+
+def _blocks(model: Any) -> list[Any]:
+    """The decoder blocks: what transformers must not split over devices."""
+    classes = set(getattr(model, "_no_split_modules", None) or ())
+    return [m for m in model.modules() if type(m).__name__ in classes]
 
 
 def _forward_module(module: Any) -> str:

@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("hf-peft+liger+compile", machine("triton"), {}, "pip install liger-kernel"),
         ("hf-peft+liger+compile", machine("liger-kernel"), {}, "pip install triton"),
         ("hf-peft-no-upcast+liger+compile", machine("liger-kernel", "triton"), {"precision": "nf4"}, "bitsandbytes"),
+        ("hf-peft+compile-blocks", machine(), {}, "pip install triton"),
         ("hf-peft+liger", GPU, {"gradient_checkpointing": "unsloth"}, "in the unsloth backend only"),
     ],
 )
@@ -77,6 +78,8 @@ def test_every_variant_runs_on_a_whole_machine() -> None:
             {"use_liger_kernel", "torch_compile"},
             {"embedding", "lm_head", "liger", "compiled"},
         ),
+        ("hf-peft+compile-blocks", set(), {"compiled"}),
+        ("hf-peft-no-upcast+liger+compile-blocks", {"use_liger_kernel"}, {"embedding", "lm_head", "liger", "compiled"}),
     ],
 )
 def test_a_combination_asks_for_all_its_parts(name: str, arguments: set[str], wanted: set[str]) -> None:
@@ -135,8 +138,8 @@ def test_liger_is_seen_on_partly_and_off(monkeypatch: pytest.MonkeyPatch) -> Non
 # torch.compile
 
 
-def _train(folder: Path, **arguments: Any) -> dict[str, str]:
-    """One step of the compiling backend under Dynamo without code generation; its readings."""
+def _train(folder: Path, backend: Any = None, checkpointing: str = "off", **arguments: Any) -> dict[str, str]:
+    """One step of a compiling backend under Dynamo; its readings. Inductor is left out unless asked for."""
     import datasets
     import torch
     from accelerate.state import AcceleratorState
@@ -150,10 +153,11 @@ def _train(folder: Path, **arguments: Any) -> dict[str, str]:
     AcceleratorState._reset_state(reset_partial_state=True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    backend, asked = hf_variants.Compiled(), cell(precision="fp32", gradient_checkpointing="off")
+    asked = cell(precision="fp32", gradient_checkpointing=checkpointing)
+    backend = backend or hf_variants.Compiled()
     model = backend.add_adapter(asked, backend.load(asked, folder))
     ids = [[5 + (7 * row + n) % 200 for n in range(32)] for row in range(2)]
-    given = backend.trainer_arguments(asked) | {"torch_compile_backend": "eager", **arguments}
+    given = backend.trainer_arguments(asked) | arguments
     config = SFTConfig(
         output_dir=str(folder / "trainer"), max_steps=1, per_device_train_batch_size=2, use_cpu=True, bf16=False,
         report_to="none", save_strategy="no", disable_tqdm=True, dataset_kwargs={"skip_prepare_dataset": True}, **given,
@@ -166,7 +170,7 @@ def _train(folder: Path, **arguments: Any) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_compiled_model_is_seen(folder: Path) -> None:
-    readings = _train(folder)
+    readings = _train(folder, torch_compile_backend="eager")
     assert readings["compiled"] == "on"
     assert readings["compiled_graphs"].startswith("1 of ") and readings["compiled_graphs"].endswith(" 0 breaks")
 
@@ -183,5 +187,34 @@ def test_a_wrapper_around_code_that_dynamo_passes_over_is_not_compiled(folder: P
             return func(*args, **(kwargs or {}))
 
     with Mode():
-        readings = _train(folder)
+        readings = _train(folder, torch_compile_backend="eager")
     assert readings == {"compiled": "off", "compiled_graphs": "0 of 0 calls, 0 breaks"}
+
+
+class Traced(hf_variants.CompiledBlocks):
+    """Blocks through Dynamo without code generation."""
+
+    def add_adapter(self, asked: Cell, model: Any) -> Any:
+        model = HfPeft.add_adapter(self, asked, model)
+        for block in hf_variants._blocks(model):
+            block.compile(backend="eager")
+        return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("checkpointing", "graphs"), [("on", 1), ("off", 2)])
+def test_compiled_blocks_are_seen_and_share_their_graphs(folder: Path, checkpointing: str, graphs: int) -> None:
+    readings = _train(folder, Traced(), checkpointing)
+    assert readings["compiled"] == "on"
+    assert readings["compiled_graphs"].startswith(f"{graphs} of ") and readings["compiled_graphs"].endswith(" 0 breaks")
+
+
+def test_blocks_are_found_and_a_block_left_out_is_seen() -> None:
+    backend = hf_variants.CompiledBlocks()
+    model = backend.add_adapter(cell(), tiny_model())
+    blocks = hf_variants._blocks(model)
+    assert len(blocks) == model.config.num_hidden_layers
+    trainer = SimpleNamespace(model=model)
+    assert backend.holds_compiled(trainer)
+    blocks[-1]._compiled_call_impl = None
+    assert not backend.holds_compiled(trainer)
