@@ -19,6 +19,8 @@ Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Packing = Literal["off", "wrapped", "bfd"]
 
 LORA_ONLY = ("r", "lora_alpha", "lora_dropout", "target_modules")
+LATER_FIELDS = ("vram_budget_bytes",)
+"""Fields that came after the first published records: out of the digest at their default, so that older ones stand."""
 
 
 class Frozen(BaseModel):
@@ -130,6 +132,8 @@ class Cell(Frozen):
     """Attention implementation; auto: the library's own choice. The audit records which one ran."""
     seed: int = Field(3407, ge=0)
     """Seed of data order, adapter and random weights; 3407 is the notebooks' own."""
+    vram_budget_bytes: int | None = Field(None, ge=1)
+    """GPU memory that the process may take, context included: a smaller card on a larger one; null: the whole card."""
 
     @model_validator(mode="before")
     @classmethod
@@ -169,7 +173,7 @@ class Cell(Frozen):
     @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the cell's canonical JSON."""
-        return digest_of(self.model_dump(mode="json"))
+        return self.twin_key()
 
     @property
     def slug(self) -> str:
@@ -180,7 +184,8 @@ class Cell(Frozen):
 
     def twin_key(self, *differ: str) -> str:
         """Digest of everything but ``differ``: cells that share it differ in those fields alone."""
-        return digest_of(self.model_dump(mode="json", exclude=set(differ)))
+        later = {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
+        return digest_of(self.model_dump(mode="json", exclude={*differ, *later}))
 
 
 def digest_of(content: Any) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import adapters, audit, cpu, fingerprint, probe, trainer
+from bench import adapters, audit, cpu, fingerprint, probe, trainer, vram_cap
 from bench.cache import sha256_file
 from bench.cell import Cell
 from bench.clock import clock, synchronise
@@ -69,6 +69,8 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
     files = materialise(cell, offline=True, base=job.base)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, trust_remote_code=cell.trust_remote_code)
 
+    audited = _Audited(journal)
+    audited.add(audit.check({}, vram_cap.apply(cell.vram_budget_bytes, vram_cap.RESERVE_BEFORE_STEP_BYTES)))
     transformers.set_seed(cell.seed)
     with journal.phase("load"):
         model = backend.load(cell, source.folder)
@@ -87,7 +89,6 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
     data = DataFacts(train_sha256=files.train_sha256, eval_sha256=files.eval_sha256)
     journal.fact("data", data)
     wanted["parameters_trainable"] = str(_trainable(model))
-    audited = _Audited(journal)
     found = audit.effective(model)
     already = {k: v for k, v in wanted.items() if k in found and k != "gradient_checkpointing"}  # the trainer arms it
     audited.add(audit.check(already, found))
@@ -105,9 +106,12 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
     transformers.set_seed(cell.seed)
     run, stream = trainer.make(backend, cell, model, tokenizer, files, job.folder)
     seen = _watch_first_forward(model)
-    timed = clock(
-        cell, journal, stream, lambda: audited.add(audit.check(wanted, _read_trainer(run) | backend.readings(run)))
-    )
+
+    def after_first_step() -> None:
+        capped = vram_cap.apply(cell.vram_budget_bytes, vram_cap.RESERVE_BYTES)
+        audited.add(audit.check(wanted, _read_trainer(run) | backend.readings(run) | capped))
+
+    timed = clock(cell, journal, stream, after_first_step)
     run.add_callback(timed)
     try:
         summary = run.train().metrics

@@ -33,7 +33,7 @@ OTHER_VALUES: dict[str, Any] = {
     "max_length": 512, "packing": "bfd", "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 31,
     "untimed_steps": 4, "learning_rate": 1e-3, "lr_scheduler": "cosine", "warmup_steps": 0, "optimizer": "adamw_8bit",
     "weight_decay": 0.0, "max_grad_norm": 0.5, "gradient_checkpointing": "off", "attention": "sdpa", "seed": 0,
-    "padding_free": "off",
+    "padding_free": "off", "vram_budget_bytes": 8 * 2**30,
 }  # fmt: skip
 
 

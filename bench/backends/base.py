@@ -65,7 +65,12 @@ class TorchBackend(Backend, Protocol):
 
 def torch_unsupported(cell: Cell, machine: Environment) -> str | None:
     """Limits shared by every backend on torch."""
+    if cell.vram_budget_bytes is not None and machine.gpus and cell.vram_budget_bytes > machine.gpus[0].vram_bytes:
+        asked, has = cell.vram_budget_bytes / 2**30, machine.gpus[0].vram_bytes / 2**30
+        return f"vram_budget_bytes asks for {asked:.1f} GiB; the card has {has:.1f} GiB"
     if not machine.gpus:
+        if cell.vram_budget_bytes is not None:
+            return "a VRAM budget needs an NVIDIA GPU"
         if cell.precision == "fp16":
             return "fp16 training needs an NVIDIA GPU (torch has no fp16 gradient scaling for CPU matmuls)"
         if cell.optimizer == "adamw_8bit":

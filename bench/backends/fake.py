@@ -1,7 +1,8 @@
 """A backend without a model: scripted steps, no heavy import. What most of the harness's own tests run on.
 
 ``cell.model`` chooses the script: ``fake`` succeeds; ``fake-oom``, ``fake-crash``, ``fake-diverge``, ``fake-audit``,
-``fake-unsupported``, ``fake-hang``, ``fake-exit`` fail in the steady phase in that way.
+``fake-unsupported``, ``fake-hang``, ``fake-exit`` fail in the steady phase in that way. Under a VRAM budget any of them
+first runs out of memory where ``need_bytes`` is above it.
 """
 
 import os
@@ -14,10 +15,17 @@ from bench.errors import AuditError, Diverged, Unsupported
 from bench.events import Journal
 
 STEP_S = 0.01
+WEIGHTS_BYTES = 2 * 2**30
+TOKEN_BYTES, RANK_BYTES = 2**18, 2**24
 
 
 class OutOfMemoryError(RuntimeError):
     """Named as torch names it, since the worker classifies by name."""
+
+
+def need_bytes(cell: Cell) -> int:
+    """What a step of the cell takes: weights, adapter and activations, each linear in what it depends on."""
+    return WEIGHTS_BYTES + RANK_BYTES * (cell.r or 0) + TOKEN_BYTES * cell.batch_size * cell.max_length
 
 
 class Fake:
@@ -39,6 +47,8 @@ class Fake:
                     journal.end("warmup")
                 journal.begin("warmup" if step <= job.cell.untimed_steps else "steady")
             if step > job.cell.untimed_steps:
+                if job.cell.vram_budget_bytes is not None and need_bytes(job.cell) > job.cell.vram_budget_bytes:
+                    raise OutOfMemoryError("CUDA out of memory. (scripted)")
                 _misbehave(job.cell.model)
             time.sleep(STEP_S)
             tokens = job.cell.batch_size * job.cell.max_length * job.cell.gradient_accumulation_steps

@@ -22,8 +22,9 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 def test_every_backend_answers_to_its_name() -> None:
     assert backends.names() == [
-        "hf-peft", "hf-peft-no-upcast", "hf-peft+liger", "hf-peft+compile", "hf-peft-no-upcast+liger",
-        "hf-peft+liger+compile", "hf-peft-no-upcast+liger+compile", "unsloth", "fake",
+        "hf-peft", "hf-peft-no-upcast", "hf-peft+liger", "hf-peft+compile", "hf-peft+compile-blocks",
+        "hf-peft-no-upcast+liger", "hf-peft+liger+compile", "hf-peft-no-upcast+liger+compile",
+        "hf-peft+liger+compile-blocks", "hf-peft-no-upcast+liger+compile-blocks", "unsloth", "fake",
     ]  # fmt: skip
     for name in backends.names():
         made = backends.get(name)
