@@ -9,7 +9,8 @@ import os
 import platform
 import re
 import subprocess
-from functools import cache
+from collections.abc import Collection
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Environment(Frozen):
     harness_sha256: str
     """Hash over the harness's own source files: says which code ran even where there is no git."""
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Two runs with the same fingerprint may be compared; it leaves out git and what cannot sway a number."""
         return digest_of({k: v for k, v in self.comparable().items()})
@@ -170,10 +171,15 @@ def _os_name() -> str:
         return platform.system()
 
 
-def harness_sha256(folder: Path = HARNESS_FOLDER) -> str:
-    """SHA-256 over the path and bytes of every Python file below ``folder``, sorted by path."""
+def harness_sha256(folder: Path = HARNESS_FOLDER, without: Collection[str] = ()) -> str:
+    """SHA-256 over the path and bytes of every Python file below ``folder``, sorted by path.
+
+    ``without``: names directly in ``folder``, of files or folders, that are left out.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
+        if path.relative_to(folder).parts[0] in without:
+            continue
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from bench import environment
 from bench.errors import InputError, nearest
-from kernels_check import interpreter
+from kernels_check import child, interpreter
 from kernels_check.families import FAMILIES, NO_CASE
 from kernels_check.processes import child_environment, could_not_run
-from kernels_check.record import Entry, KernelRecord, Unavailable
+from kernels_check.record import Entry, KernelRecord, Unavailable, checks_sha256
 
 
 def check(
@@ -36,7 +36,12 @@ def check(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         versions = _run_processes(out, device, unsloth, families, seed)
-        entries = [entry for family in families for entry in _read(out / f"{family}.jsonl", family, seed)]
+        entries = [
+            entry
+            for family in families
+            for part in range(child.parts(family, device))
+            for entry in _read(child.file_of(out, family, part), family, seed)
+        ]
     return KernelRecord(
         created=datetime.now(UTC),
         device=device,
@@ -44,7 +49,7 @@ def check(
         unsloth_copy=unsloth.resolve().name if unsloth else "installed",
         versions=versions,
         environment=environment.current(),
-        checks_sha256=environment.harness_sha256(Path(__file__).parent),
+        checks_sha256=checks_sha256(),
         not_covered=list(interpreter.NOT_COVERED) if device == "cpu" else [],
         entries=entries,
         unavailable=[Unavailable(family=family, reason=reason) for family, reason in NO_CASE.items()],

@@ -17,6 +17,7 @@ from kernels_check.record import BAD, Entry, Error, KernelRecord
 
 if TYPE_CHECKING:
     from kernels_check.mutate import MutationRecord
+    from kernels_check.page.compare import Comparison
     from kernels_check.whole_model import ModelRecord
 
 app = typer.Typer(no_args_is_help=True, help="Check Unsloth's (and Liger's) Triton kernels.")
@@ -92,6 +93,59 @@ def model(
     raise typer.Exit(0 if record.ok else 1)
 
 
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="Record of the older check.")],
+    new: Annotated[Path, typer.Argument(help="Record of the newer check.")],
+    across: Annotated[
+        list[str] | None,
+        typer.Option("--across", help="Compare although this differs (checks_sha256, seed); it is said."),
+    ] = None,
+) -> None:
+    """What differs between two records of check: statuses, kernels launched, worst errors."""
+    from kernels_check.page import compare as comparing
+    from kernels_check.page.reading import read_check
+
+    with told():
+        found = comparing.compare(read_check(old), read_check(new), across or ())
+    render_comparison(found)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder with the files that check, mutate, model and speed wrote.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Where index.html and report.md go.")],
+) -> None:
+    """Write the page of the kernels: correctness, speed, and what differs between the releases checked."""
+    from kernels_check.page import report as reporting
+
+    with told():
+        reporting.write(folder, out_dir)
+    out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)
+
+
+@app.command()
+def speed(
+    out_file: Annotated[Path, typer.Option("--out", help="File for pytest-benchmark's JSON.")],
+    only: Annotated[list[str] | None, typer.Option(help="A kernel family; may be given several times.")] = None,
+    quick: Annotated[bool, typer.Option(help="The sizes of Llama 8B alone.")] = False,
+    limit_s: Annotated[float, typer.Option(help="Start no benchmark after so many seconds.")] = 420.0,
+) -> None:
+    """Time every kernel on this GPU beside eager PyTorch, torch.compile and Liger (minutes).
+
+    Exit 1 if a candidate of Unsloth's was not timed or the run ended early, 2 if it cannot run.
+    """
+    from kernels_check.speed import run as running
+    from kernels_check.speed import table
+
+    with told():
+        timings, ended = running.measure(out_file, only=only, quick=quick, limit_s=limit_s)
+    table.render(timings)
+    if ended:
+        err.print(f"[bold red]ended early:[/] {escape(ended)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if ended or any(entry.candidate == "unsloth" for entry in timings.skipped) else 0)
+
+
 def _written(record: Frozen, out_file: Path | None, as_json: bool, table: Callable[[], None]) -> None:
     """Write the record, and print it or its table."""
     if out_file:
@@ -157,6 +211,20 @@ def _number(found: tuple[Entry, Error] | None) -> str:
         return "-"
     value = found[1].tolerances
     return f"[bold red]{value:.3g}[/]" if value > 1 else f"{value:.3g}"
+
+
+def render_comparison(found: "Comparison") -> None:
+    """Print what differs between the runs, then one row for each change and the cases in which it is the same."""
+    for text in found.header:
+        out.print(escape(text), soft_wrap=True, highlight=False)
+    table = Table("kernel", "candidate", "what", "older", "newer", "cases", box=SIMPLE)
+    for change in found.changes:
+        table.add_row(*map(escape, (
+            change.family, change.candidate, change.kind, change.old, change.new, f"{change.count}: {change.places}",
+        )))  # fmt: skip
+    if found.changes:
+        out.print(table)
+    out.print(f"{len(found.changes)} kinds of change; {found.common} cases in both records", highlight=False)
 
 
 def render_mutants(record: "MutationRecord") -> None:

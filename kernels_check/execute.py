@@ -41,15 +41,18 @@ def expect(case: Case, dtype: str, seed: int) -> Expected:
     return Expected(inputs=exact, results=results, bounds=bounds)
 
 
-def run_one(case: Case, dtype: str, candidate: str, device: str, seed: int, expected: Expected) -> Entry:
-    """Run one candidate and compare. Never raises for what the candidate does."""
+def run_one(case: Case, dtype: str, candidate: str, device: str, seed: int, expected: Expected | None) -> Entry:
+    """Run one candidate and compare. Never raises for what the candidate does.
+
+    ``expected`` is None where no candidate can run on this device.
+    """
     import torch
 
     chosen, memory, start = case.candidates[candidate], Memory(), time.perf_counter()
     drawn = _draw(case, dtype, seed)
     entry: dict[str, Any] = dict(family=case.family, case=case.name, dtype=dtype, candidate=candidate, seed=seed)
     entry["shapes"] = {name: list(value.shape) for name, value in drawn.items() if isinstance(value, torch.Tensor)}
-    if device == "cpu" and chosen.cpu_reason:
+    if expected is None or (device == "cpu" and chosen.cpu_reason):
         return Entry(status="not runnable here", reason=chosen.cpu_reason, **entry)
     inputs = {
         name: memory.copied(value, name, device) if isinstance(value, torch.Tensor) else value

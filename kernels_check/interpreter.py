@@ -5,14 +5,18 @@ libdevice functions when imported). Every mend has its reason beside it. Written
 the interpreter cannot stand for is listed in ``NOT_COVERED`` and goes into the record.
 """
 
+import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+
+from kernels_check.small_floats import from_e4m3, to_bfloat16, to_e4m3, to_float32
 
 LOWEST_TRITON = (3, 9)
 NUMPY_FOR_LIBDEVICE: dict[str, Callable[..., Any]] = {
@@ -56,21 +60,9 @@ def mend() -> None:
     _mend_sixteen_bit(interpreter)
     _mend_arguments(interpreter)
     _mend_builtins(interpreter)
+    _mend_loops(interpreter)
     _mend_device_calls(interpreter)
     _answer_device_queries()
-
-
-def to_float32(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bit patterns (uint16) as float32; exact."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 rounded to nearest even as bfloat16 bit patterns (uint16); NaN stays NaN."""
-    values = np.asarray(values, dtype=np.float32)
-    bits = values.view(np.uint32)
-    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
 def _mend_sixteen_bit(interpreter: Any) -> None:
@@ -86,7 +78,12 @@ def _mend_sixteen_bit(interpreter: Any) -> None:
     def is_bf16(handle: Any) -> bool:
         return not isinstance(handle.dtype, tl.pointer_type) and handle.dtype.scalar == tl.bfloat16
 
+    def is_e4m3(handle: Any) -> bool:
+        return not isinstance(handle.dtype, tl.pointer_type) and handle.dtype.scalar == tl.float8e4nv
+
     def widened(handle: Any) -> Any:
+        if is_e4m3(handle):
+            return handle_of(from_e4m3(handle.data), tl.float32)
         return handle_of(to_float32(handle.data), tl.float32) if is_bf16(handle) else handle
 
     def narrowed(data: np.ndarray) -> Any:
@@ -112,6 +109,12 @@ def _mend_sixteen_bit(interpreter: Any) -> None:
         return cast(self, widened(src), dst_type)
 
     def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+        if is_e4m3(src):
+            src = widened(src)
+            if dst_type.scalar == tl.float32:
+                return src
+        if dst_type.scalar == tl.float8e4nv:
+            return handle_of(to_e4m3(widened(src).data), tl.float8e4nv)
         if dst_type.scalar == tl.bfloat16 or is_bf16(src):
             return cast_impl(self, src, dst_type)
         return fp_to_fp(self, src, dst_type, rounding_mode)
@@ -198,6 +201,28 @@ def _mend_builtins(interpreter: Any) -> None:
             setattr(module, name, stand_in(function))
 
 
+def tensor_range(first: Any, last: Any = None, step: Any = 1, **pipelining: Any) -> Iterator[Any]:
+    """``range`` whose numbers are tensors, as a loop's variable is in compiled code; in the interpreter it is a Python
+    number, which has no ``.to(dtype)``."""
+    from triton.runtime import interpreter
+
+    start, end = (0, first) if last is None else (first, last)
+    for number in range(int(start), int(end), int(step)):
+        yield interpreter._implicit_cvt(number)
+
+
+def _mend_loops(interpreter: Any) -> None:
+    """``tl.range`` yields tensors. Python's own ``range`` in a kernel is the kernel's module's affair: a family may set
+    it to ``tensor_range`` there."""
+    patch_core = interpreter._patch_lang_core
+
+    def patched(lang: Any, scope: Any) -> None:
+        patch_core(lang, scope)
+        scope.set_attr(lang, "range", tensor_range)
+
+    interpreter._patch_lang_core = patched
+
+
 def _mend_device_calls(interpreter: Any) -> None:
     """For speed alone. Every call of a device function patches ``triton.language`` anew: once a launch and module is
     enough. Every operation builds a table of dtypes anew: kept. Every integer operation checks for overflow in 64 bits,
@@ -237,8 +262,24 @@ def _answer_device_queries() -> None:
 
     torch.cuda.device = Device
     torch.cuda.default_stream = lambda *device: SimpleNamespace(cuda_stream=0)
+    torch.cuda.current_stream = lambda *device: SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.current_device = lambda: 0
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_capability = lambda *device: (9, 0)
     torch._C._cuda_getCurrentRawStream = lambda index: 0
+
+
+def import_device_types() -> None:
+    """Releases older than UNSLOTH_ALLOW_CPU ask torch for a GPU when their ``device_type`` is imported, and raise where
+    there is none: they are told that there is one, for that import alone. Call with the packages registered bare."""
+    import torch
+
+    for name in ("unsloth_zoo.device_type", "unsloth.device_type"):
+        try:
+            importlib.import_module(name)
+        except NotImplementedError:
+            with patch.object(torch.cuda, "is_available", lambda: True):
+                importlib.import_module(name)
+        except ImportError:
+            pass  # still older ones have no such module; loading answers for it

@@ -1,5 +1,6 @@
 """Which Triton kernels were launched: what ran is observed, not assumed."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ def watched() -> Iterator[Counter[str]]:
     """Counts launches by kernel name while it lasts, in the interpreter and on a GPU alike.
 
     On a GPU the compiled kernel itself is watched, not Triton's launch hooks: Unsloth launches compiled kernels
-    directly and leaves that path where a hook is set.
+    directly and leaves that path where a hook is set. Kernels that PyTorch's Inductor generates have a launcher of
+    their own: it is watched where ``torch._inductor.runtime.triton_heuristics`` has been imported before.
     """
     from triton.compiler.compiler import CompiledKernel
     from triton.runtime.interpreter import InterpretedFunction
@@ -36,6 +38,27 @@ def watched() -> Iterator[Counter[str]]:
 
     InterpretedFunction.run, CompiledKernel.run = run_interpreted, property(run_compiled)
     try:
-        yield counts
+        with _inductor_watched(counts):
+            yield counts
     finally:
         InterpretedFunction.run, CompiledKernel.run = interpreted, compiled
+
+
+@contextmanager
+def _inductor_watched(counts: Counter[str]) -> Iterator[None]:
+    heuristics = sys.modules.get("torch._inductor.runtime.triton_heuristics")
+    if heuristics is None:
+        yield
+        return
+    generated = heuristics.CachingAutotuner.run
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = generated(self, *args, **kwargs)
+        counts[self.fn.__name__] += 1
+        return out
+
+    heuristics.CachingAutotuner.run = run
+    try:
+        yield
+    finally:
+        heuristics.CachingAutotuner.run = generated

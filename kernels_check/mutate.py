@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from bench.errors import InputError, nearest
 from kernels_check import interpreter, loading
 from kernels_check.mutants import Mutant, all_mutants
 from kernels_check.processes import child_environment, could_not_run, forked
-from kernels_check.record import BAD, Entry
+from kernels_check.record import BAD, Entry, checks_sha256
 
 SCHEMA_VERSION = 1
 LOWEST_SCORE = 0.95
@@ -66,6 +67,8 @@ class MutationRecord(Frozen):
     seed: int
     unsloth: str | None
     environment: Environment
+    checks_sha256: str | None = None
+    """Null in the records of 2026-11-24 and before."""
     outcomes: list[Outcome]
     seconds: float
 
@@ -110,6 +113,7 @@ def mutate(
         seed=seed,
         unsloth=loading.version("unsloth"),
         environment=environment.current(),
+        checks_sha256=checks_sha256(),
         outcomes=[_outcome(mutant, [v for v in verdicts if v.mutant == mutant.name]) for mutant in chosen],
         seconds=round(time.monotonic() - start, 2),
     )
@@ -204,6 +208,8 @@ def _run_family(mutants: dict[str, Mutant], folder: Path, kernels: Path, seed: i
     place.mkdir()
     if name:
         file = mutants[name].file
+        if (package := Path(file).parts[0]) != file:  # a package comes whole: Python does not join two folders of it
+            shutil.copytree(kernels / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
         (place / file).write_text(mutants[name].applied((kernels / file).read_text("utf-8")), encoding="utf-8")
     sys.modules["unsloth.kernels"].__path__ = [str(place), str(kernels)]
     with (place / "entries").open("w", encoding="utf-8") as notes:

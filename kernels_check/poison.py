@@ -78,12 +78,15 @@ def _poison(dtype: "torch.dtype") -> int | bool:
 
 @contextmanager
 def poisoned(memory: Memory) -> Iterator[None]:
-    """While it lasts, uninitialised tensors made from Python come from ``memory``."""
+    """While it lasts, uninitialised tensors made from Python come from ``memory``; those of PyTorch's compiler, which
+    have no memory (fake tensors), do not."""
     import torch
 
     def replaced(real: Callable[..., Any]) -> Callable[..., Any]:
         def make(*args: Any, **kwargs: Any) -> Any:
             made = real(*args, **kwargs)
+            if torch.compiler.is_compiling() or type(made) is not torch.Tensor:
+                return made
             if made.numel() == 0 or made.is_meta or made.is_complex():
                 return made
             return memory.guarded(made, f"a new tensor of shape {tuple(made.shape)}").requires_grad_(made.requires_grad)

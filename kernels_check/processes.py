@@ -12,11 +12,15 @@ from typing import TypeVar
 from bench.errors import InputError
 
 AT_ONCE = 2
+AT_ONCE_GPU = 12
+"""At most; no more than there are processors. They compile kernels, and hold half a GiB of the GPU's memory each."""
 TIMEOUT_S = 300.0
 Job = TypeVar("Job")
 
 
-def forked(target: Callable[[Job], None], jobs: Sequence[Job]) -> Iterator[tuple[Job, int, float]]:
+def forked(
+    target: Callable[[Job], None], jobs: Sequence[Job], at_once: int = AT_ONCE
+) -> Iterator[tuple[Job, int, float]]:
     """Call ``target(job)`` in a process of its own for each job; yields (job, exit code, seconds) as they end.
 
     A process that takes longer than TIMEOUT_S is killed. Processes are forked from the calling thread, so that what
@@ -25,7 +29,7 @@ def forked(target: Callable[[Job], None], jobs: Sequence[Job]) -> Iterator[tuple
     context, waiting = multiprocessing.get_context("fork"), list(jobs)
     running: list[tuple[ForkProcess, Job, float]] = []
     while waiting or running:
-        while waiting and len(running) < AT_ONCE:
+        while waiting and len(running) < at_once:
             job = waiting.pop(0)
             process = context.Process(target=target, args=(job,))
             process.start()

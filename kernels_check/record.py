@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from bench.cell import Frozen
-from bench.environment import Environment
+from bench.environment import Environment, harness_sha256
 
 SCHEMA_VERSION = 1
 Status = Literal["passed", "failed", "not exercised", "not runnable here", "crashed"]
+DECIDE_NO_CASE = ("page", "speed", "cli.py", "mutate.py", "mutants")
+"""Sources that can change without changing what a check does."""
 BAD: tuple[Status, ...] = ("failed", "crashed")
 
 
@@ -65,7 +67,7 @@ class KernelRecord(Frozen):
     versions: dict[str, str | None]
     environment: Environment
     checks_sha256: str
-    """Hash over the source files of kernels_check: says which cases ran."""
+    """See the function of this name."""
     not_covered: list[str]
     """What this device's run cannot stand for."""
     entries: list[Entry]
@@ -76,6 +78,11 @@ class KernelRecord(Frozen):
     def bad(self) -> list[Entry]:
         """The entries that fail the check."""
         return [entry for entry in self.entries if entry.status in BAD and not entry.known_fault]
+
+
+def checks_sha256() -> str:
+    """Hash over the sources that decide which cases run and how they are judged."""
+    return harness_sha256(Path(__file__).parent, without=DECIDE_NO_CASE)
 
 
 def write(record: Frozen, path: Path) -> None:

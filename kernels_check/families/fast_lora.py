@@ -242,6 +242,7 @@ def _peft_module(inputs: Inputs, variant: Variant) -> torch.nn.Module:
         if variant.nf4:
             shape, dtype = weight.shape, weight.dtype
             parts = {part: inputs[f"{part}_{place}"] for part in nf4_weights.PARTS}
+            nf4_weights.needs_own_reader(parts["packed"])
             weight = parts["packed"]
             weight.quant_state = nf4_weights.state(parts, shape, dtype)
         layer.base_layer._parameters["weight"] = weight

@@ -58,7 +58,7 @@ def _case(variant: Variant) -> Case:
         family="float_weights",
         name=variant.name,
         draw=partial(_draw, variant=variant),
-        reference=_reference_fp8 if variant.kind == "fp8" else _reference_nvfp4,
+        reference=_reference_fp8 if variant.kind == "fp8" else read_nvfp4,
         bounds=_bounds,
         candidates={"unsloth": Candidate(call=call, kernels=(kernel,))},
         dtypes=variant.dtypes,
@@ -94,7 +94,8 @@ def _reference_fp8(inputs: Inputs) -> Results:
     return {"W": _e4m3(inputs["values"]) * scales}
 
 
-def _reference_nvfp4(inputs: Inputs) -> Results:
+def read_nvfp4(inputs: Inputs) -> Results:
+    """W from ``values``, ``scales`` and ``global``."""
     bytes_ = inputs["values"].long()
     codes = torch.stack([bytes_ & 15, bytes_ >> 4], 2).flatten(1)
     values = torch.tensor(E2M1, dtype=torch.float64)[codes & 7] * torch.where(codes >= 8, -1.0, 1.0)

@@ -117,6 +117,7 @@ def _unsloth(
     inputs: Inputs, variant: Variant, settings: tuple[Any, ...] | None = None, transposed: bool = False
 ) -> Results:
     """``transposed``: called with the transposed bytes, as every backward pass does."""
+    nf4_weights.needs_own_reader(inputs["packed"])
     read = loading.unsloth("utils", "fast_dequantize")
     chosen: AbstractContextManager[Any] = nullcontext()
     if settings:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kernels_check import loading
+
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
 
@@ -41,6 +43,16 @@ def state(parts: dict[str, Any], shape: torch.Size, dtype: torch.dtype) -> "Quan
         absmax=parts["absmax"], shape=shape, code=parts["code"], blocksize=BLOCK, quant_type="nf4", dtype=dtype,
         **options,
     )  # fmt: skip
+
+
+def needs_own_reader(packed: Tensor) -> None:
+    """Raise Missing on a CPU for a release that has no NF4 kernel of its own."""
+    try:
+        loading.unsloth("nf4")
+    except loading.Missing as missing:
+        if packed.device.type == "cpu":
+            how = "reads NF4 with bitsandbytes' C functions, which need CUDA"
+            raise loading.Missing(f"unsloth {loading.version('unsloth')} {how}") from missing
 
 
 def bitsandbytes_dense(parts: dict[str, Any], shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -52,7 +52,9 @@ def _unsloth_decoding(inputs: Inputs) -> Results:
 
 def _unsloth_in_place(inputs: Inputs) -> Results:
     """It rotates [batch, length, heads, width], and copies are given: autograd refuses writes into leaves."""
-    function = loading.unsloth("rope_embedding", "inplace_rope_embedding")
+    module, function = loading.unsloth("rope_embedding"), loading.unsloth("rope_embedding", "inplace_rope_embedding")
+    if not hasattr(module, "_rope_embedding_QK"):
+        raise loading.Missing("releases before _rope_embedding_QK rotate [batch, heads, length, width] here")
     q, k = (inputs[name].transpose(1, 2).clone() for name in "QK")
     tables = (inputs[name][None, None] for name in ("cos", "sin"))
     turned = function(q, k, *tables, inputs["positions"].long())

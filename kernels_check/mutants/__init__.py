@@ -44,9 +44,9 @@ class Mutant:
 
 def all_mutants() -> tuple[Mutant, ...]:
     """Every mutant, faults and equivalent ones."""
-    from kernels_check import mutants_activation, mutants_lora, mutants_loss, mutants_norm, mutants_rope
+    from kernels_check.mutants import activation, lora, loss, norm, products, rope
 
-    files = (mutants_norm, mutants_activation, mutants_loss, mutants_rope, mutants_lora)
+    files = (norm, activation, loss, rope, lora, products)
     return tuple(mutant for file in files for mutant in file.MUTANTS)
 
 
