@@ -1,4 +1,4 @@
-"""The ladder: its order and changes, ratios of made-up records with known numbers, gaps, refusals and the page."""
+"""The ladder: its order and changes, ratios of made-up records with known numbers, gaps, and refusals."""
 
 from typing import Any
 
@@ -9,7 +9,6 @@ from bench.cell import Cell
 from bench.errors import InputError
 from bench.ladder import RUNG_FIELDS, Ladder, ladders
 from bench.record import Record
-from bench.report.ladder import view
 from tests import synthetic
 from tests.synthetic import GIB
 
@@ -134,45 +133,6 @@ def test_unlike_environments_are_refused_with_what_differs() -> None:
         ladders(records, [r.cell for r in records])
     assert "driver: 580.1, 590.1; package.torch: 2.11.0, 2.12.0" in raised.value.what
     assert raised.value.mend == "give the records of one"
-
-
-def test_the_waterfall_starts_each_bar_where_the_one_before_ended() -> None:
-    records = measured()
-    shown = view(one(records, [r.cell for r in records]))
-    assert [(s.left, s.width, s.kind) for s in shown.speed] == [
-        (0, 12.5, "total"), (12.5, 12.5, "better"), (25, 25, "better"), (0, 100, "total"),
-    ]  # fmt: skip
-    assert [s.kind for s in shown.memory] == ["total", "better", "worse", "total"]
-    assert shown.memory[1].left == pytest.approx(100 * 22 / 62, abs=0.01)
-    assert shown.memory[1].width == pytest.approx(100 * 20 / 62, abs=0.01)
-    assert shown.speed[2].text == "800 (2.00x)"
-
-
-def test_a_gap_has_no_bar_and_the_next_one_stands_on_zero() -> None:
-    records = measured()
-    order = [r.cell for r in records]
-    records[1] = failed(RUNGS[1])
-    shown = view(one(records, order))
-    assert (shown.speed[1].kind, shown.speed[1].text) == ("none", "oom")
-    assert (shown.speed[2].kind, shown.speed[2].left, shown.speed[2].text) == ("total", 0, "800")
-    assert shown.rows[1].peaks[0] == "≥ 70.00"
-
-
-def test_page_and_markdown_show_every_rung() -> None:
-    from bench.report.page import _templates
-    from bench.report.rows import METER_NAMES
-
-    records = measured()
-    order = [r.cell for r in records]
-    records[1] = failed(RUNGS[1])
-    names = {"ladder": view(one(records, order)), "meters": METER_NAMES}
-    page = _templates().get_template("ladder.html.j2").render(names)
-    assert page.count('class="bar ') == 8 and page.count("<i ") == 6
-    assert 'title="no room">oom<' in page
-    text = _templates().get_template("ladder.md.j2").render(names)
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 4 and len({row.count("|") for row in rows}) == 1
-    assert "backend: hf-peft → unsloth; gradient_checkpointing: off → on" in text
 
 
 def test_the_shipped_suite_is_a_ladder_a_precision_and_changes_one_thing_at_a_time() -> None:

@@ -36,3 +36,9 @@ def seconds(value_s: float | None) -> str:
 
 def times(ratio: float | None) -> str:
     return UNKNOWN if ratio is None else f"{ratio:.2f}x"
+
+
+def one_line(text: str, limit: int = 160) -> str:
+    """A message shortened to its first words, on one line."""
+    words = " ".join(text.split())
+    return words if len(words) <= limit else words[: limit - 4].rsplit(" ", 1)[0] + " ..."

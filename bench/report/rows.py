@@ -64,6 +64,11 @@ class Row:
     """Backend and record ids of each side."""
 
 
+def tuning(cell: Cell) -> str:
+    """Method and rank."""
+    return "full" if cell.method == "full" else f"{cell.method} r{cell.r}"
+
+
 def make_rows(findings: Sequence[Finding]) -> list[Row]:
     """The rows of one table; rows that would look alike spell out the settings in which they differ."""
     alike: dict[tuple[object, ...], list[Cell]] = defaultdict(list)
@@ -86,7 +91,7 @@ def _row(finding: Finding, differing: Sequence[str]) -> Row:
     return Row(
         model=cell.model,
         random_weights=cell.source == "random",
-        method="full" if cell.method == "full" else f"{cell.method} r{cell.r}",
+        method=tuning(cell),
         precision=cell.precision,
         recipe=f"{cell.batch_size} x {cell.gradient_accumulation_steps} rows, {cell.max_length} tokens",
         extra=", ".join(f"{name}={getattr(cell, name)}" for name in differing),
@@ -132,8 +137,7 @@ class AccuracyRow:
 
 def accuracy_row(finding: AccuracyFinding) -> AccuracyRow:
     cell, paired = finding.cell, finding.paired
-    tuned = "full" if cell.method == "full" else f"{cell.method} r{cell.r}"
-    what = f"{cell.model} {tuned} {cell.precision}, {finding.task}"
+    what = f"{cell.model} {tuning(cell)} {cell.precision}, {finding.task}"
     sides = f"{cell.backend} against {finding.baseline}, {len(finding.seeds)} seed{'s' * (len(finding.seeds) > 1)}"
     if paired is None:
         return AccuracyRow(what, sides, f"not paired: {finding.why}", "not comparable")

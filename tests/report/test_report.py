@@ -12,8 +12,7 @@ from bench.compare import compare
 from bench.finding import Finding, Findings, FindingsFile
 from bench.record import AuditEntry, FileRef, Record, Steps, Timeline
 from bench.report import render, terminal_table, terminal_tables
-from bench.report.charts import HEIGHT, sparkline
-from bench.report.format import gib, number, percent, rate
+from bench.report.format import gib, number, one_line, percent, rate
 from bench.report.rows import make_rows
 from bench.store import Loaded
 from tests.synthetic import environment, evaluation, record, unfinished
@@ -103,11 +102,13 @@ def test_page_is_self_contained_and_its_links_are_relative(tmp_path: Path) -> No
     page, _, _ = written(tmp_path, pair())
     parsed = Page(page)
     assert parsed.loads == []
-    assert parsed.tags.isdisjoint({"script", "link", "img", "iframe"})
-    assert "http" not in page and "url(" not in page and "@import" not in page
+    assert parsed.tags.isdisjoint({"link", "img", "iframe"})
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.S).replace("http-equiv", "")
+    assert "http" not in outside and "url(" not in outside and "@import" not in outside
     assert "../runs/test/0/record.json" in parsed.links  # from out/, beside runs/
-    within = [link[1:] for link in parsed.links if link.startswith("#")]
-    assert len(within) == 3 and set(within) <= set(parsed.ids)  # reading, and the two runs
+    within = {link[1:] for link in parsed.links if link.startswith("#")}
+    assert within <= set(parsed.ids)
+    assert {"finding-1", "speed", "reading"} <= within and len([one for one in within if "record-" in one]) == 2
     assert len(parsed.ids) == len(set(parsed.ids))
 
 
@@ -125,7 +126,7 @@ def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
     (tmp_path / RUNS / "0" / "javascript:alert(1)").touch()
     page, markdown, content = written(tmp_path, [Loaded(bad, Path("out/javascript:alert(2)")), *loaded(good)])
     parsed = Page(page)
-    assert "script" not in parsed.tags
+    assert len(re.findall("<script", page)) == 2  # the data and the page's own; nothing was measured, so no chart
     assert "javascript%3Aalert%282%29/record.json" in parsed.links
     assert "../runs/test/0/javascript%3Aalert%281%29" in parsed.links
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -183,7 +184,7 @@ def test_nothing_measured_still_makes_a_report(tmp_path: Path) -> None:
 
 def test_random_weights_are_marked(tmp_path: Path) -> None:
     page, markdown, _ = written(tmp_path, loaded(record("hf-peft", cell={"source": "random"})))
-    assert '<span class="tag">random weights</span>' in page and "llama-3.1-8b (random weights)" in markdown
+    assert "llama-3.1-8b (random weights)" in page and "llama-3.1-8b (random weights)" in markdown
 
 
 def test_intervals_are_shown_with_repeats(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_intervals_are_shown_with_repeats(tmp_path: Path) -> None:
     assert span is not None
     for text in (page, markdown.replace("\\[", "[")):
         assert f"faster, 99 % [{span.low:.2f}, {span.high:.2f}], would show " in text
-        assert "no interval" not in text.split("Records")[0]
+        assert "n=3, no interval" not in text
 
 
 def test_terminal_table_has_the_headline_numbers() -> None:
@@ -234,14 +235,12 @@ def test_rows_that_look_alike_spell_out_the_difference() -> None:
     assert make_rows(found(record(cell={"seed": 1})))[0].extra == ""
 
 
-def test_sparkline_shades_warmup_and_keeps_noise_small() -> None:
-    chart = sparkline([10.0, 2.0, 1.0, 1.0], untimed=2)
-    assert chart is not None and len(chart.dots) == 4
-    assert chart.dots[1][0] < chart.untimed_width < chart.dots[2][0]
-    assert chart.dots[0][1] < chart.dots[2][1]  # slower is higher
-    steady = sparkline([1.00, 1.02], untimed=0)
-    assert steady is not None and abs(steady.dots[0][1] - steady.dots[1][1]) < HEIGHT / 20
-    assert sparkline([], 0) is None
+def test_a_long_message_is_one_line_in_tables_and_whole_in_the_record(tmp_path: Path) -> None:
+    message = "out of memory\n" + "word " * 100 + "end of it"
+    page, markdown, _ = written(tmp_path, loaded(unfinished("hf-peft", "oom", message, "warmup")))
+    assert "end of it" not in markdown and "word ..." in markdown
+    assert "end of it" in page.split('id="data"')[1] and "end of it" not in page.split('id="data"')[0]
+    assert one_line("a\n b") == "a b" and len(one_line(message)) <= 160
 
 
 @pytest.mark.parametrize(
