@@ -1,0 +1,114 @@
+"""The memory model as arithmetic: it never falls where it must not, and its parts are the whole."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.advise.parts import (
+    CONTEXT,
+    SLACK,
+    Coefficients,
+    estimate,
+    loading,
+    state_bytes,
+    weights_parts,
+)
+from bench.advise.setup import Setup, setup_of
+from bench.advise.shapes import shape_of
+from bench.cell import Cell
+from bench.errors import InputError
+from bench.models.catalogue import catalogue
+from tests.advise.made import config
+
+SHAPES = [shape_of(entry.config) for entry in catalogue().values()] + [
+    shape_of(config(model_type="mixtral", num_local_experts=8, num_experts_per_tok=2, hidden_size=1024))
+]
+C = Coefficients()
+setups = st.builds(
+    Setup, backend=st.sampled_from(["hf-peft", "hf-peft-no-upcast", "unsloth"]),
+    precision=st.sampled_from(["bf16", "nf4", "int8"]), r=st.integers(1, 256), batch=st.integers(1, 16),
+    sequence=st.integers(8, 8192), kind=st.sampled_from(["off", "on", "offload"]), eager=st.booleans(),
+    optimizer=st.sampled_from(["adamw", "adamw_8bit"]), accumulation=st.sampled_from([1, 4]),
+    labelled=st.floats(0.01, 1),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(SHAPES), setups, st.integers(1, 64))
+def test_more_rank_longer_rows_or_more_rows_never_need_less(shape: Any, setup: Setup, more: int) -> None:
+    base = estimate(shape, setup, C)
+    for name in ("r", "sequence", "batch"):
+        larger = estimate(shape, setup.but(**{name: getattr(setup, name) + more}), C)
+        for meter in ("torch_allocated", "nvml_process"):
+            assert getattr(larger, meter) >= getattr(base, meter), (name, meter)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(SHAPES), setups)
+def test_parts_are_not_negative_and_sum_to_the_meters(shape: Any, setup: Setup) -> None:
+    made = estimate(shape, setup, C)
+    sizes = {part.name: part.size_bytes for part in made.parts}
+    assert len(sizes) == len(made.parts) and min(sizes.values()) >= 0
+    assert made.nvml_process == pytest.approx(sum(sizes.values()))
+    assert made.torch_reserved == pytest.approx(sum(sizes.values()) - sizes[CONTEXT])
+    assert made.torch_allocated == pytest.approx(sum(sizes.values()) - sizes[CONTEXT] - sizes[SLACK])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.model_type}-{s.parameters // 10**6}M")
+def test_quantised_linear_weights_are_smaller(shape: Any) -> None:
+    def linear(precision: str) -> float:
+        return weights_parts(shape, Setup("unsloth", precision, 8, 1, 512, "on"))[0].size_bytes
+
+    assert linear("nf4") < linear("int8") < linear("bf16") < linear("fp32")
+
+
+def test_an_8b_model_by_hand() -> None:
+    """Against the arithmetic written out for Llama 3.1 8B with r 16, hf-peft in nf4."""
+    shape = shape_of(catalogue()["llama-3.1-8b"].config)
+    setup = Setup("hf-peft", "nf4", 16, 2, 2048, "on", accumulation=4, labelled=0.45)
+    parts = {part.name: part.size_bytes for part in estimate(shape, setup, C).parts}
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert parts["linear weights"] == pytest.approx(linear * (0.5 + 1 / 64 + 1 / 4096) + 224 * 2048)
+    assert parts["embedding, head, norms"] == 4 * (2 * 128256 * 4096 + 65 * 4096)
+    assert parts["LoRA weights"] == parts["gradients"] == 41_943_040 * 2
+    assert parts["optimizer states"] == pytest.approx(41_943_040 * (2 + 8 / 256))
+    assert parts["checkpoints"] == 32 * 4096 * 4096 * 4
+    assert parts["block activations"] == 4096 * (18 * 4096 + 6 * 4096 + 4 * 1024 + 14 * 14336 + 2 * 16 * 7 + 4 * 32)
+
+
+def test_states_follow_the_adapters_dtype_and_the_optimizer() -> None:
+    shape = shape_of(catalogue()["llama-3.2-1b"].config)
+    trainable = shape.trainable(64)
+    base = Setup("hf-peft", "bf16", 64, 1, 512, "on", optimizer="adamw")
+    assert state_bytes(shape, base) == 8 * trainable
+    assert state_bytes(shape, base.but(precision="nf4")) == 4 * trainable  # TRL makes the adapter bfloat16
+    assert state_bytes(shape, base.but(precision="nf4", backend="unsloth")) == 8 * trainable
+    assert state_bytes(shape, base.but(optimizer="adamw_8bit")) == pytest.approx(trainable * (2 + 8 / 256))
+    tiny = shape_of(config())
+    assert state_bytes(tiny, base.but(optimizer="adamw_8bit", r=2)) == 8 * tiny.trainable(2)
+
+
+def test_loading_counts_the_matrix_that_peft_casts() -> None:
+    shape = shape_of(catalogue()["llama-3.1-8b"].config)
+    setup = Setup("hf-peft", "nf4", 16, 2, 2048, "on")
+    extra = loading(shape, setup, C).torch_allocated - sum(p.size_bytes for p in weights_parts(shape, setup))
+    assert extra == 128256 * 4096 * 2
+    ready = setup.but(backend="unsloth")
+    assert loading(shape, ready, C).torch_allocated == sum(p.size_bytes for p in weights_parts(shape, ready))
+
+
+def test_checkpointing_is_what_the_backend_makes_of_the_word() -> None:
+    def kind(**fields: Any) -> str:
+        return setup_of(Cell(model="m", **fields)).kind
+
+    assert kind(backend="hf-peft") == "on" and kind(backend="hf-peft", gradient_checkpointing="off") == "off"
+    assert kind(backend="unsloth") == "offload" and kind(backend="unsloth", gradient_checkpointing="on") == "on"
+    assert kind(backend="unsloth", max_length=256) == "on"
+    with pytest.raises(InputError, match="memory model: backend hf-peft.liger is not modelled"):
+        setup_of(Cell(model="m", backend="hf-peft+liger"))
+    with pytest.raises(InputError, match="method dora is not modelled"):
+        setup_of(Cell(model="m", method="dora"))
+    with pytest.raises(InputError, match="float32 base weights are not modelled"):
+        setup_of(Cell(model="m", precision="fp32"))
