@@ -1,0 +1,1 @@
+"""Published claims as data, the experiments behind them, and verdicts on them. Public: ``bench.claims.verdict``."""

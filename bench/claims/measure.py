@@ -1,0 +1,250 @@
+"""Numbers for the parts of claims, from ordinary records: contrasts of two sides, peaks, losses and accuracies."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, median
+
+from bench import stats
+from bench.accuracy import compare_accuracy
+from bench.cell import Cell, Frozen
+from bench.claims.claim import Part, matches
+from bench.derived import METERS, Meter, derive, values
+from bench.errors import InputError
+from bench.groups import machine_name
+from bench.parity import ParityStatus, gate
+from bench.record import Record
+from bench.store import Loaded
+
+GIB = 2**30
+GUARD = 0.02
+"""Added to both ends of a memory reading: a peak of one process says nothing of its spread. In the published records
+repeats of a cell, and cells that differ in the seed alone, lie within 1 %; NVML's samples can miss 8 ms."""
+
+
+class Measure(Frozen):
+    """One number that a rule judges, with what it came from."""
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    """Interval; null where there is none."""
+    meter: Meter | None = None
+    unit: str = ""
+    machine: str = ""
+    cells: list[str] = []
+    """Slugs."""
+    records: list[str] = []
+    parity: ParityStatus | None = None
+    """Null where the sides are not meant to be equal work."""
+    why: str | None = None
+    """Why the number cannot be judged."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Records of both sides of a contrast, from one environment; those that did not end ok are kept apart."""
+
+    baseline: list[Loaded]
+    candidate: list[Loaded]
+    failed: list[Record]
+
+    @property
+    def everything(self) -> list[Record]:
+        return [one.record for one in [*self.baseline, *self.candidate]]
+
+    def base(self, **content: object) -> Measure:
+        """A measure with what is known of the sides."""
+        records = self.everything or self.failed
+        cell = (self.candidate[0].record if self.candidate else records[-1]).cell
+        return Measure.model_validate({
+            "label": _label(cell), "value": None, "machine": machine_name(records[0].environment),
+            "cells": sorted({r.cell.slug for r in records}), "records": [r.id for r in records], **content,
+        })  # fmt: skip
+
+
+def _label(cell: Cell) -> str:
+    rank = "full" if cell.method == "full" else f"r{cell.r}"
+    return (
+        f"{cell.model} {cell.precision} {rank}, {cell.batch_size} x {cell.gradient_accumulation_steps} rows of "
+        f"{cell.max_length}{'' if cell.packing == 'wrapped' else ', packing ' + cell.packing}"
+    )
+
+
+def contrasts(part: Part, loaded: Sequence[Loaded]) -> Iterator[Sides]:
+    """Sides that differ in the part's fields alone, one environment each; only where both sides have a record."""
+    wanted = set(part.cells())
+    fields = sorted({*part.baseline, *part.candidate})
+    groups: dict[tuple[str, str], list[Loaded]] = defaultdict(list)
+    for one in loaded:
+        if one.record.cell in wanted:
+            groups[one.record.cell.twin_key(*fields), one.record.environment.fingerprint].append(one)
+    for group in groups.values():
+        base = [one for one in group if matches(one.record.cell, part.baseline)]
+        others: dict[Cell, list[Loaded]] = defaultdict(list)
+        for one in group:
+            if matches(one.record.cell, part.candidate):
+                others[one.record.cell].append(one)
+        for cand in others.values() if base else ():
+            good = [[one for one in side if one.record.status == "ok"] for side in (base, cand)]
+            bad = [one.record for one in [*base, *cand] if one.record.status != "ok"]
+            yield Sides(good[0], good[1], bad)
+
+
+def of_contrasts(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
+    """The part's metric of every contrast that there are records of."""
+    read: Callable[[Sides, Sequence[Loaded]], list[Measure]] = {
+        "speedup": _speedup, "vram_saving": _savings, "checkpoint_ratio": _checkpoints, "loss_distance": _losses,
+        "non_inferiority": _accuracy,
+    }[part.metric]  # fmt: skip
+    found = []
+    for sides in contrasts(part, loaded):
+        if not sides.baseline or not sides.candidate:
+            last = sides.failed[-1]
+            found.append(sides.base(why=f"{last.cell.backend}: {last.status}: {last.message or ''}"[:200]))
+            continue
+        same_work = {*part.baseline, *part.candidate} == {"backend"}
+        parity = gate(sides.baseline, sides.candidate, loaded) if same_work else None
+        for one in read(sides, loaded):
+            why = one.why or (f"parity {parity.text}"[:300] if parity and parity.status == "failed" else None)
+            found.append(one.model_copy(update={"parity": parity.status if parity else None, "why": why}))
+    return found
+
+
+def _rates(side: list[Loaded]) -> list[float]:
+    return values([derive(one.record, lambda _: None) for one in side], lambda d: d.tokens_per_s)
+
+
+def _speedup(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
+    ratio = stats.ratio(_rates(sides.candidate), _rates(sides.baseline))
+    low, high = ratio.interval() or (None, None)
+    return [sides.base(value=ratio.value, low=low, high=high, note=ratio.why or "")]
+
+
+def _peaks(side: list[Loaded], meter: Meter) -> list[int]:
+    return values([derive(one.record, lambda _: None) for one in side], lambda d: d.training_peaks[meter])
+
+
+def _savings(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
+    found = []
+    for meter in METERS:
+        base, cand = _peaks(sides.baseline, meter), _peaks(sides.candidate, meter)
+        if base and cand and min(base) > 0:
+            found.append(sides.base(
+                value=1 - median(cand) / median(base), meter=meter,
+                low=1 - max(cand) / min(base) * (1 + GUARD), high=1 - min(cand) / max(base) * (1 - GUARD),
+            ))  # fmt: skip
+    return found or [sides.base(why="no memory meter on this machine")]
+
+
+def _checkpoints(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
+    sizes = [
+        [one.record.adapter.saved_bytes for one in side if one.record.adapter.saved_bytes]
+        for side in (sides.baseline, sides.candidate)
+    ]
+    if not all(sizes):
+        return [sides.base(why="no saved checkpoint")]
+    ratio = median(sizes[0]) / median(sizes[1])
+    return [sides.base(value=ratio, low=ratio, high=ratio)]
+
+
+def _curve(records: Sequence[Record]) -> list[float]:
+    return [median(known) for step in zip(*(r.steps.loss for r in records), strict=False)
+            if (known := [loss for loss in step if loss is not None and loss > 0])]  # fmt: skip
+
+
+def _distance(one: list[float], other: list[float]) -> float:
+    return math.sqrt(fmean(math.log(b / a) ** 2 for a, b in zip(one, other, strict=False)))
+
+
+def _losses(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
+    """RMS distance of the logarithms of the losses, over that of the baseline's two nearest seeds."""
+    cell, machine = sides.baseline[0].record.cell, sides.baseline[0].record.environment.fingerprint
+    seeds: dict[int, list[Record]] = defaultdict(list)
+    for one in everything:
+        record = one.record
+        same = record.cell.model_copy(update={"seed": cell.seed}) == cell
+        if same and record.status == "ok" and record.environment.fingerprint == machine:
+            seeds[record.cell.seed].append(record)
+    curves = [_curve(records) for _, records in sorted(seeds.items())]
+    own = _distance(_curve([s.record for s in sides.baseline]), _curve([s.record for s in sides.candidate]))
+    if len(curves) < 2:
+        return [sides.base(why="no run of the baseline with another seed to measure against")]
+    yardstick = min(_distance(a, b) for a, b in combinations(curves, 2))
+    ratio = own / yardstick
+    note = f"losses {own:.2g} apart (RMS of log ratios); two seeds of the baseline: {yardstick:.2g}"
+    return [sides.base(value=ratio, low=ratio, high=ratio, note=note)]
+
+
+def _samples(side: list[Loaded]) -> Loaded | None:
+    return next((one for one in side if one.record.eval_after), None)
+
+
+def _accuracy(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
+    base, cand = _samples(sides.baseline), _samples(sides.candidate)
+    return [_paired(base, cand, sides) if base and cand else sides.base(why="no evaluation on both sides")]
+
+
+def _paired(base: Loaded, cand: Loaded, sides: Sides) -> Measure:
+    assert base.record.eval_after and cand.record.eval_after
+    paths = [one.folder / one.record.eval_after.samples.path for one in (base, cand) if one.record.eval_after]
+    try:
+        found = compare_accuracy(paths[:1], paths[1:], cand.record.eval_after.metric)
+    except InputError as error:
+        return sides.base(why=f"{error.where}: {error.what}")
+    note = f"{found.baseline:.1%} and {found.candidate:.1%} of {found.items} items; one pair of runs"
+    return sides.base(value=found.difference, low=found.low, high=found.high, note=note)
+
+
+def by_rank(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
+    """Accuracy of the ranks ``rule.at`` less that of each higher rank, the same items, one environment."""
+    wanted = set(part.cells())
+    groups: dict[tuple[str, str], dict[int, list[Loaded]]] = defaultdict(lambda: defaultdict(list))
+    for one in loaded:
+        if one.record.cell in wanted and one.record.status == "ok" and one.record.eval_after:
+            key = one.record.cell.twin_key("r"), one.record.environment.fingerprint
+            groups[key][one.record.cell.r or 0].append(one)
+    found = []
+    for ranks in groups.values():
+        for low in (rank for rank in part.rule.at if rank in ranks):
+            for high in sorted(rank for rank in ranks if rank > max(part.rule.at)):
+                sides = Sides(ranks[high], ranks[low], [])
+                pair = _paired(ranks[high][0], ranks[low][0], sides)
+                found.append(pair.model_copy(update={"label": f"r {low} against r {high}: {pair.label}"}))
+    return found
+
+
+def vram(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
+    """Peak of training in GiB, by cell, environment and meter; of a run that went out of memory a lower bound."""
+    wanted = set(part.cells())
+    groups: dict[tuple[Cell, str], list[Loaded]] = defaultdict(list)
+    for one in loaded:
+        if one.record.cell in wanted:
+            groups[one.record.cell, one.record.environment.fingerprint].append(one)
+    found = []
+    for (cell, _), group in groups.items():
+        good = [one for one in group if one.record.status == "ok"]
+        full = [one for one in group if one.record.status == "oom"]
+        sides = Sides([], good or full, [one.record for one in group if one.record.status not in ("ok", "oom")])
+        label = f"{_label(cell)}, {cell.backend}"
+        if not (good or full):
+            found.append(
+                sides.base(label=label, why=f"{group[-1].record.status}: {group[-1].record.message or ''}"[:200])
+            )
+            continue
+        for meter in METERS:
+            peaks = _peaks(good or full, meter)
+            if not peaks:
+                continue
+            note = "" if good else "out of memory: a lower bound"
+            found.append(sides.base(
+                label=label, value=median(peaks) / GIB, low=min(peaks) / GIB * (1 - GUARD), meter=meter, note=note,
+                high=max(peaks) / GIB * (1 + GUARD) if good else None,
+            ))  # fmt: skip
+        if not _peaks(good or full, "nvml_process"):
+            found.append(sides.base(label=label, why="no memory meter on this machine"))
+    return found

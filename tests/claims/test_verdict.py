@@ -1,0 +1,241 @@
+"""Each rule on known numbers, and verdicts from records made up with known speeds, peaks and losses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.claims import verdict
+from bench.claims.claim import Claim, Part, Rule, suite_cells
+from bench.claims.measure import Measure
+from bench.claims.verdict import ClaimVerdict, Evidence, judge, together, verdicts
+from bench.record import Steps
+from bench.store import Loaded
+from tests.synthetic import environment, record, unfinished
+
+AT_LEAST = Rule(kind="at_least", low=2, rounding=0.05)
+RANGE = Rule(kind="range", low=2, high=5)
+AT_MOST = Rule(kind="at_most", high=24)
+UP_TO = Rule(kind="up_to", high=0.8)
+NON_INFERIOR = Rule(kind="non_inferior", high=0.03)
+
+
+@pytest.mark.parametrize("rule, low, high, expected", [
+    (AT_LEAST, 1.96, 2.4, "supported"),  # a claimed 2.0 is met from 1.95 on
+    (AT_LEAST, 1.90, 2.4, "inconclusive"),
+    (AT_LEAST, 1.50, 1.9, "refuted"),
+    (RANGE, 2.1, 3.0, "supported"),
+    (RANGE, 5.5, 6.0, "supported"),  # above the range is more than was claimed
+    (RANGE, 1.9, 2.1, "inconclusive"),
+    (RANGE, 1.2, 1.9, "refuted"),
+    (AT_MOST, 10, 23, "supported"),
+    (AT_MOST, 23, 25, "inconclusive"),
+    (AT_MOST, 25, 26, "refuted"),
+    (AT_MOST, 79, None, "refuted"),  # out of memory above the budget
+    (AT_MOST, 20, None, "inconclusive"),  # out of memory below it
+    (Rule(kind="equal", high=1), 1.1, 1.1, "refuted"),
+    (Rule(kind="equal", high=0), 0, 0, "supported"),
+    (UP_TO, 0.81, 0.83, "supported"),
+    (UP_TO, 0.3, 0.4, "inconclusive"),  # "up to" cannot be refuted by trying
+    (NON_INFERIOR, -0.02, 0.05, "supported"),
+    (NON_INFERIOR, -0.04, 0.05, "inconclusive"),
+    (NON_INFERIOR, -0.09, -0.04, "refuted"),
+])  # fmt: skip
+def test_rules(rule: Rule, low: float, high: float | None, expected: str) -> None:
+    assert judge(rule, Measure(label="x", value=low, low=low, high=high)) == expected
+
+
+def test_without_an_interval_or_with_a_reason_nothing_is_decided() -> None:
+    assert judge(AT_LEAST, Measure(label="x", value=9.0)) == "set aside"
+    assert judge(AT_LEAST, Measure(label="x", value=9.0, low=8, high=10, why="parity failed")) == "set aside"
+
+
+@pytest.mark.parametrize("found, expected", [
+    (["supported", "supported"], "supported"),
+    (["refuted", "refuted"], "refuted"),
+    (["supported", "refuted"], "partly"),
+    (["supported", "inconclusive"], "partly"),
+    (["partly", "refuted"], "partly"),
+    (["refuted", "inconclusive"], "inconclusive"),
+    (["inconclusive"], "inconclusive"),
+])  # fmt: skip
+def test_verdicts_together(found: list[str], expected: str) -> None:
+    assert together(found) == expected
+    assert together(found, anywhere=True) == ("supported" if "supported" in found else expected)
+
+
+# From records
+
+SUITE = "h100-docs-8b"
+FASTER, SLOWER = (0.5, 0.505, 0.495, 0.502), (1.0, 1.01, 0.99, 1.005)
+
+
+def claim(*parts: Part) -> Claim:
+    return Claim(id="c", group="project", statement="s", source="s", date="d", chosen=("x",), parts=parts)
+
+
+def pair_part(metric: Any = "speedup", rule: Rule = AT_LEAST, suite: str = SUITE, **where: Any) -> Part:
+    return Part(
+        metric=metric, rule=rule, suites=(suite,), where=where, baseline={"backend": "hf-peft"},
+        candidate={"backend": "unsloth"},
+    )  # fmt: skip
+
+
+def runs(
+    folder: Path, backend: str, walls: tuple[float, ...], *, suite: str = SUITE, where: dict[str, Any] | None = None,
+    peak_gib: float = 20.0, **fields: Any,
+) -> list[Loaded]:  # fmt: skip
+    """One record a step time, of the suite's cell of that backend."""
+    wanted = {"backend": backend} | (where or {})
+    (cell,) = [c for c in suite_cells(suite) if all(getattr(c, k) == v for k, v in wanted.items())]
+    made = []
+    for serial, step_s in enumerate(walls):
+        steps = (step_s,) * (cell.max_steps - 2)
+        one = record(backend, step_s=steps, peak_gib=peak_gib, cell=cell.model_dump(), serial=serial, **fields)
+        made.append(Loaded(one, folder))
+    return made
+
+
+def one(found: list[Loaded], *parts: Part) -> ClaimVerdict:
+    (made,) = verdicts(Evidence(records=found), [claim(*parts)])
+    return made
+
+
+def test_a_speedup_with_its_interval_is_judged_and_names_its_records(tmp_path: Path) -> None:
+    base, cand = runs(tmp_path, "hf-peft", SLOWER), runs(tmp_path, "unsloth", FASTER)
+    found = one(base + cand, pair_part())
+    assert found.verdict == "supported" and found.measured == pytest.approx(2, rel=0.02)
+    assert found.low and found.measured and found.high and found.low < found.measured < found.high
+    assert set(found.records) == {item.record.id for item in base + cand}
+    assert "parity not checked" in found.note
+    assert one(base + cand, pair_part(rule=Rule(kind="at_least", low=3))).verdict == "refuted"
+
+
+def test_one_process_a_side_is_inconclusive_and_told_as_a_point(tmp_path: Path) -> None:
+    found = one(runs(tmp_path, "hf-peft", (1.0,)) + runs(tmp_path, "unsloth", (0.2,)), pair_part())
+    assert found.verdict == "inconclusive"
+    assert "without an interval (point estimate 5" in found.note
+
+
+def test_unequal_work_decides_nothing(tmp_path: Path) -> None:
+    other: dict[str, Any] = {
+        "data": {"train_sha256": "e" * 64, "stream_sha256": "6" * 64, "stream_checked_in_forward": True}
+    }
+    found = one(runs(tmp_path, "hf-peft", SLOWER) + runs(tmp_path, "unsloth", FASTER, **other), pair_part())
+    assert found.verdict == "inconclusive" and "parity failed" in found.note
+
+
+def test_two_environments_are_never_paired(tmp_path: Path) -> None:
+    base = runs(tmp_path, "hf-peft", SLOWER, env=environment("Other GPU"))
+    assert one(base + runs(tmp_path, "unsloth", FASTER), pair_part()).verdict == "not run yet"
+
+
+def test_memory_is_judged_under_each_meter(tmp_path: Path) -> None:
+    """torch's meters see 10 of 40 GiB; NVML adds 2 and 3 GiB on both sides."""
+    found_in = runs(tmp_path, "hf-peft", (1.0,), peak_gib=40) + runs(tmp_path, "unsloth", (1.0,), peak_gib=10)
+    found = one(found_in, pair_part("vram_saving", Rule(kind="at_least", low=0.72)))
+    by_meter = {j.measure.meter: j.verdict for j in found.parts[0].judgements}
+    assert by_meter["torch_allocated"] == "supported" and by_meter["nvml_device"] == "refuted"
+    assert found.verdict == "partly"
+    assert found.measured == pytest.approx(1 - 12 / 42), "the headline is the process's peak as the driver sees it"
+
+
+def test_up_to_is_reached_by_one_cell_under_each_meter(tmp_path: Path) -> None:
+    """8 of 40 GiB for torch; of 43 GiB, the whole device, 11 are a saving of 74 %."""
+    found_in = runs(tmp_path, "hf-peft", (1.0,), peak_gib=40) + runs(tmp_path, "unsloth", (1.0,), peak_gib=8)
+    assert one(found_in, pair_part("vram_saving", Rule(kind="up_to", high=0.6))).verdict == "supported"
+    assert one(found_in, pair_part("vram_saving", Rule(kind="up_to", high=0.79))).verdict == "partly"
+    unreached = one(found_in, pair_part("vram_saving", Rule(kind="up_to", high=0.95)))
+    assert unreached.verdict == "inconclusive" and "not reached in any tested cell" in unreached.note
+
+
+def test_a_budget_is_held_against_the_process_as_the_driver_sees_it(tmp_path: Path) -> None:
+    part = Part(metric="vram_gib", rule=AT_MOST, suites=(SUITE,), where={"backend": "unsloth"})
+    assert one(runs(tmp_path, "unsloth", (1.0,), peak_gib=21), part).verdict == "supported"  # 23 GiB and 2 %
+    assert one(runs(tmp_path, "unsloth", (1.0,), peak_gib=22), part).verdict == "inconclusive"
+    assert one(runs(tmp_path, "unsloth", (1.0,), peak_gib=23), part).verdict == "refuted"
+
+
+def test_a_failed_side_is_told(tmp_path: Path) -> None:
+    (cell,) = [c for c in suite_cells(SUITE) if c.backend == "unsloth"]
+    failed = unfinished("unsloth", "oom", "no room", cell=cell.model_dump())
+    found = one([*runs(tmp_path, "hf-peft", SLOWER), Loaded(failed, tmp_path)], pair_part())
+    assert found.verdict == "inconclusive" and "oom: no room" in found.note
+
+
+def test_a_part_that_is_missing_leaves_the_claim_open_and_says_what_to_run(tmp_path: Path) -> None:
+    found_in = runs(tmp_path, "hf-peft", SLOWER) + runs(tmp_path, "unsloth", FASTER)
+    part = Part(metric="experiment", experiment="merge", measure="merged_distance", rule=Rule(kind="equal", high=1))
+    found = one(found_in, pair_part(), part)
+    assert found.verdict == "partly" and "peftmark claims run c" in found.note
+    assert one([], pair_part(), part).verdict == "not run yet"
+
+
+ACCUMULATION = {"precision": "fp32"}
+
+
+def losses(values: list[float]) -> Steps:
+    steps = record("hf-peft").steps
+    return Steps.model_validate({
+        **{name: (getattr(steps, name) * 2)[: len(values)] for name in Steps.model_fields}, "loss": values
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("shift, expected", [(0.001, "supported"), (0.2, "refuted")])
+def test_loss_curves_are_held_against_two_seeds_of_the_baseline(tmp_path: Path, shift: float, expected: str) -> None:
+    curve = [2.0, 1.9, 1.8, 1.7, 1.6, 1.5]
+    part = Part(
+        metric="loss_distance", rule=Rule(kind="at_most", high=1), suites=("cpu-accumulation",),
+        baseline={"batch_size": 4, "gradient_accumulation_steps": 1, "seed": 3407},
+        candidate={"batch_size": 1, "gradient_accumulation_steps": 4, "seed": 3407},
+    )  # fmt: skip
+    found = [
+        Loaded(record("hf-peft", cell=cell.model_dump(), serial=i, steps=losses([x + add for x in curve])), tmp_path)
+        for i, cell in enumerate(suite_cells("cpu-accumulation"))
+        for add in [0.1 if cell.seed == 1 else shift if cell.batch_size == 1 else 0.0]
+    ]
+    assert one(found, part).verdict == expected
+    without_yardstick = [item for item in found if item.record.cell.seed != 1]
+    assert one(without_yardstick, part).verdict == "inconclusive"
+
+
+def test_the_committed_records_give_verdicts() -> None:
+    found = {v.id: v for v in verdicts(Evidence.read([Path(__file__).parents[2] / "results"]))}
+    assert found["consumer-7b"].verdict == "supported"
+    assert found["docs-llama33-70b"].verdict == "not testable here"
+    assert all(v.note for v in found.values())
+
+
+def test_a_limit_lies_between_what_trained_and_what_did_not() -> None:
+    part = Part.model_validate({
+        "metric": "limit", "rule": {"kind": "at_least", "low": 1000},
+        "limit": {"model": "llama-3.1-8b", "precision": "nf4", "r": 32, "vram_gib": 24},
+    })  # fmt: skip
+    ratio = part.model_copy(update={"metric": "limit_ratio", "rule": Rule(kind="at_least", low=4)})
+
+    def limit(backend: str, value: int | None, failing: int) -> Any:
+        from bench.cell import Cell
+        from bench.limit.result import LimitResult, Resolution
+
+        return LimitResult(
+            name=backend, what="max_length", value=value, first_failing_value=failing, budget_bytes=24 * 2**30,
+            resolution=Resolution(step=256, relative=0.05), card_bytes=80 * 2**30, backend=backend, settings={},
+            cell=Cell(model="llama-3.1-8b", precision="nf4", r=32, backend=backend), probes=[], validation=None,
+            environment=environment(),
+        )  # fmt: skip
+
+    def judged(one_part: Part, *limits: Any) -> str:
+        return verdicts(Evidence(limits=list(limits)), [claim(one_part)])[0].verdict
+
+    assert judged(part, limit("unsloth", 1024, 1280)) == "supported"
+    assert judged(part, limit("unsloth", 768, 1024)) == "inconclusive"
+    assert judged(part, limit("unsloth", 512, 768)) == "refuted"
+    assert judged(ratio, limit("unsloth", 10240, 10496), limit("hf-peft", 2048, 2304)) == "supported"
+    assert judged(ratio, limit("unsloth", 10240, 10496), limit("hf-peft", None, 512)) == "inconclusive"
+    assert judged(part) == "not run yet"
+
+
+def test_the_verdicts_are_these() -> None:
+    assert set(verdict.Verdict.__args__) == {  # type: ignore[attr-defined]
+        "supported", "partly", "refuted", "inconclusive", "not testable here", "not run yet",
+    }  # fmt: skip
