@@ -2,6 +2,7 @@
 # make test          the tests that need no GPU, but for the kernels'
 # make test-kernels  the tests of kernels_check: Triton's interpreter is slow
 # make test-gpu      the tests that need a GPU
+# make perf          reading, comparing, exporting and rendering up to 100,000 records: some minutes, 4 GB of memory
 # make lint          ruff and mypy
 # Each makes .venv if it is not there or if what it is made from has changed.
 
@@ -21,7 +22,7 @@ TORCH := torch -c constraints-cpu.txt
 KERNELS := requirements-kernels-cpu.txt
 endif
 
-.PHONY: demo test test-kernels test-gpu lint clean
+.PHONY: demo test test-kernels test-gpu perf lint clean
 
 $(MADE): pyproject.toml constraints.txt constraints-cpu.txt requirements-kernels-cpu.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,13 +36,16 @@ demo: $(MADE)
 	$(BIN)/peftmark report runs/demo --published results --out runs/demo/report --title "peftmark demo"
 
 test: $(MADE)
-	$(BIN)/python -m pytest -m "not gpu" --ignore tests/kernels_check
+	$(BIN)/python -m pytest -m "not gpu and not scale" --ignore tests/kernels_check
 
 test-kernels: $(MADE)
 	$(BIN)/python -m pytest tests/kernels_check
 
 test-gpu: $(MADE)
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+perf: $(MADE)
+	$(BIN)/python -m pytest tests/perf
 
 lint: $(MADE)
 	$(BIN)/ruff check .

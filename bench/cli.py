@@ -12,7 +12,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from bench import viewing
+from bench.advise import cli as advising
+from bench.claims import cli as claims
 from bench.console import err, out, told
+from bench.limit import cli as limits
+from bench.regress import cli as sentinel
 from kernels_check import cli as kernels
 
 app = typer.Typer(
@@ -22,6 +27,14 @@ app = typer.Typer(
     help="The same LoRA fine-tune with Hugging Face + PEFT and with Unsloth: speed, memory and accuracy, measured.",
 )
 app.add_typer(kernels.app, name="kernels")
+app.add_typer(claims.app, name="claims")
+app.command()(advising.advise)
+app.command()(advising.calibrate)
+sentinel.register(app)
+app.command()(limits.limit)
+app.command()(viewing.export)
+app.command()(viewing.show)
+app.command()(viewing.serve)
 RUNS = Path("runs")
 RESULTS = Path("results")
 

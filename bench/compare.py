@@ -28,7 +28,7 @@ from bench.finding import (
     Side,
     Verdict,
 )  # fmt: skip
-from bench.groups import Pair, machine_name, pairs, pairs_of_sets
+from bench.groups import Pair, by_all_but_seed, machine_name, pairs, pairs_of_sets
 from bench.parity import Parity
 from bench.record import EvalResult, Record
 from bench.store import Loaded, whole_file
@@ -86,7 +86,8 @@ def compare_sets(
 
 
 def _found(paired: list[Pair], loaded: Sequence[Loaded], config_of: ConfigOf, include_contaminated: bool) -> Findings:
-    made = [_finding(pair, config_of, include_contaminated, loaded) for pair in paired]
+    seeds = by_all_but_seed(loaded)
+    made = [_finding(pair, config_of, include_contaminated, seeds) for pair in paired]
     adjusted = stats.adjust([finding.rates.p_value if finding.rates else None for finding in made])
     judged = [_judged(finding, p) for finding, p in zip(made, adjusted, strict=True)]
     return Findings(
@@ -148,12 +149,13 @@ def _samples(one: Loaded) -> Path:
     return one.folder / one.record.eval_after.samples.path
 
 
-def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, everything: Sequence[Loaded]) -> Finding:
+def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, seeds: dict[str, list[Loaded]]) -> Finding:
     first = (pair.candidate or pair.baseline)[0].record
     base, cand = (_side(side, config_of, contaminated) for side in (pair.baseline, pair.candidate))
     parity = None
     if base and cand and base.counted and cand.counted:
-        parity = parity_gate.gate(base.counted, cand.counted, everything, config_of)
+        controls = seeds[base.counted[0].record.cell.twin_key("seed")]
+        parity = parity_gate.gate(base.counted, cand.counted, controls, config_of)
     verdict, why = _verdict(pair, base, cand, parity)
     measured = verdict == "measured" and base is not None and cand is not None
     rates = stats.ratio(_rates(cand), _rates(base)) if base and cand else None
@@ -203,7 +205,7 @@ def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Sid
         record_ids=[one.record.id for one in loaded],
         processes=len(counted),
         contaminated=sum(one.record.status == "contaminated" for one in counted),
-        failures=[_failure(one.record) for one in loaded if one not in counted],
+        failures=[_failure(one.record) for one in loaded if not _counts(one.record, contaminated)],
         status="ok" if counted else last.status,
         random_weights=last.cell.source == "random",
         tokens_per_s=middle(derived, lambda d: d.tokens_per_s),

@@ -8,7 +8,7 @@ from bench.cell import Frozen
 from bench.errors import InputError
 from bench.flops import peak_bf16_flops, step_flops
 from bench.record import PhaseName, Record, Status
-from bench.steady import steady
+from bench.steady import Steady, steady
 
 Meter = Literal["torch_allocated", "torch_reserved", "nvml_process", "nvml_device"]
 STARTUP: tuple[PhaseName, ...] = ("import", "load", "adapter", "warmup")
@@ -78,7 +78,9 @@ def known_config(record: Record) -> dict[str, Any] | None:
 
 def derive(record: Record, config_of: ConfigOf = known_config) -> Derived:
     """Statistics of one record; ``config_of`` finds the model configuration that MFU needs."""
-    seconds = _timed(record, record.steps.wall_s)
+    steps, begin = record.steps, steady(record.steps.wall_s, record.cell.untimed_steps)
+    seconds = steps.wall_s[begin.first :]
+    real, padded, samples = (s[begin.first :] for s in (steps.real_tokens, steps.padded_tokens, steps.samples))
     peaks = {
         "training_peaks": {meter: _training_peak(record, meter) for meter in METERS},
         "load_peaks": {meter: _phase_peak(record, "load", meter) for meter in METERS},
@@ -87,22 +89,21 @@ def derive(record: Record, config_of: ConfigOf = known_config) -> Derived:
     if record.status != "ok" or not seconds:
         return Derived.model_validate(base)
 
-    real = _timed(record, record.steps.real_tokens)
     middle = median(seconds)
     tenths = quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [middle] * 9
     return Derived.model_validate({
         **base,
-        "settled": steady(record.steps.wall_s, record.cell.untimed_steps).settled,
+        "settled": begin.settled,
         "tokens_per_s": _rate(real, seconds),
-        "padded_tokens_per_s": _rate(_timed(record, record.steps.padded_tokens), seconds),
+        "padded_tokens_per_s": _rate(padded, seconds),
         "tokens_per_s_by_median_step": fmean(real) / middle if real else None,
-        "samples_per_s": _rate(_timed(record, record.steps.samples), seconds),
+        "samples_per_s": _rate(samples, seconds),
         "step_s_median": middle,
         "step_s_p10": tenths[0],
         "step_s_p90": tenths[-1],
-        "mfu": _mfu(record, config_of),
+        "mfu": _mfu(record, seconds, padded, samples, config_of),
         "startup_s": _startup_s(record),
-        "trainer": _trainer_check(record),
+        "trainer": _trainer_check(record, begin),
     })  # fmt: skip
 
 
@@ -115,10 +116,6 @@ def middle(derived: Sequence[Derived], read: Callable[[Derived], float | None]) 
     """Median over the runs that have it; None where none has."""
     known = values(derived, read)
     return median(known) if known else None
-
-
-def _timed(record: Record, series: list[T]) -> list[T]:
-    return series[steady(record.steps.wall_s, record.cell.untimed_steps).first :]
 
 
 def _rate(amounts: list[int], seconds: list[float]) -> float | None:
@@ -146,26 +143,26 @@ def _startup_s(record: Record) -> float | None:
     return sum(walls.get(name, 0.0) for name in STARTUP)
 
 
-def _mfu(record: Record, config_of: ConfigOf) -> float | None:
+def _mfu(
+    record: Record, seconds: list[float], padded: list[int], samples: list[int], config_of: ConfigOf
+) -> float | None:
     gpu = next((g for g in record.environment.gpus if g.index == record.device_index), None)
     peak = peak_bf16_flops(gpu.name) if gpu and not gpu.mig else None
-    steps = record.steps
-    if peak is None or record.cell.precision == "fp32" or not steps.padded_tokens:
+    if peak is None or record.cell.precision == "fp32" or not record.steps.padded_tokens:
         return None
     config = config_of(record)
     if config is None:
         return None
-    work = zip(_timed(record, steps.padded_tokens), _timed(record, steps.samples), strict=True)
+    work = zip(padded, samples, strict=True)
     try:  # rows of a step differ in length, packed ones hold several examples: the mean length stands for them
         flops = sum(step_flops(config, record.cell, tokens, round(tokens / rows)) for tokens, rows in work)
     except InputError:  # an architecture without a FLOP count
         return None
-    return flops / sum(_timed(record, steps.wall_s)) / peak
+    return flops / sum(seconds) / peak
 
 
-def _trainer_check(record: Record) -> TrainerCheck | None:
-    steps = record.steps
-    first = max(steady(steps.wall_s, record.cell.untimed_steps).first, 1)
+def _trainer_check(record: Record, begin: Steady) -> TrainerCheck | None:
+    steps, first = record.steps, max(begin.first, 1)
     seen, logged, seconds = steps.trainer_tokens_seen, steps.trainer_log_s, steps.wall_s[first:]
     if not seconds or len(seen) != len(steps.wall_s) or len(logged) != len(steps.wall_s):
         return None

@@ -44,14 +44,19 @@ def pairs(loaded: Sequence[Loaded], baseline: str = "hf-peft", across: Collectio
     record has such a key.
     """
     _known(loaded, across)
+    where, twins = _Where(across), {cell.digest: cell for cell in (one.record.cell for one in loaded)}
+    twin_keys = {digest: cell.twin_key("backend") for digest, cell in twins.items()}
     groups: dict[tuple[str, str], dict[str, list[Loaded]]] = defaultdict(lambda: defaultdict(list))
     for one in sorted(loaded, key=lambda one: one.record.id):
-        key = one.record.cell.twin_key("backend"), _where(one.record, across)
+        key = twin_keys[one.record.cell.digest], where(one.record)
         groups[key][one.record.cell.backend].append(one)
+    machines: dict[str, list[str]] = defaultdict(list)
+    for twin, machine in groups:
+        machines[twin].append(machine)
 
     found = []
     for (twin, machine), sides in groups.items():
-        elsewhere = [other for key, other in groups.items() if key[0] == twin and key[1] != machine]
+        elsewhere = [groups[twin, other] for other in machines[twin] if other != machine]
         base, others = sides.get(baseline, []), [side for name, side in sides.items() if name != baseline]
         if base and others:
             found += [Pair(base, other, differences=_differences([*base, *other], across)) for other in others]
@@ -72,24 +77,43 @@ def pairs_of_sets(
     A cell that one set alone has is listed alone. ``across`` as in ``pairs``.
     """
     _known([*baseline, *candidate], across)
-    sides = [_by_cell(side, across) for side in (baseline, candidate)]
+    where = _Where(across)
+    sides = [_by_cell(side, where) for side in (baseline, candidate)]
+    by_digest = [_partners(side) for side in sides]
     found = []
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         base, cand = (side.get(key, []) for side in sides)
         why = ""
         if not base or not cand:
-            other = sides[0] if cand else sides[1]
-            partners = [theirs[0] for (digest, _), theirs in other.items() if digest == key[0]]
+            partners = by_digest[0 if cand else 1].get(key[0], [])
             why = _alone((base or cand)[0], "in the other set", partners, across)
         found.append(Pair(base, cand, why, _differences([*base, *cand], across) if base and cand else []))
     return found
 
 
-def _by_cell(loaded: Sequence[Loaded], across: Collection[str]) -> dict[tuple[str, str], list[Loaded]]:
+def by_all_but_seed(loaded: Sequence[Loaded]) -> dict[str, list[Loaded]]:
+    """Records by all of the cell but its seed: the parity gate's controls are among those of the baseline's key."""
+    cells = {one.record.cell.digest: one.record.cell for one in loaded}
+    keys = {digest: cell.twin_key("seed") for digest, cell in cells.items()}
+    found: dict[str, list[Loaded]] = defaultdict(list)
+    for one in loaded:
+        found[keys[one.record.cell.digest]].append(one)
+    return found
+
+
+def _by_cell(loaded: Sequence[Loaded], where: "_Where") -> dict[tuple[str, str], list[Loaded]]:
     groups: dict[tuple[str, str], list[Loaded]] = defaultdict(list)
     for one in sorted(loaded, key=lambda one: one.record.id):
-        groups[one.record.cell.digest, _where(one.record, across)].append(one)
+        groups[one.record.cell.digest, where(one.record)].append(one)
     return groups
+
+
+def _partners(groups: dict[tuple[str, str], list[Loaded]]) -> dict[str, list[Loaded]]:
+    """By cell, one record of each environment."""
+    found: dict[str, list[Loaded]] = defaultdict(list)
+    for (digest, _), records in groups.items():
+        found[digest].append(records[0])
+    return found
 
 
 def _conditions(record: Record) -> dict[str, str]:
@@ -97,12 +121,24 @@ def _conditions(record: Record) -> dict[str, str]:
     return record.environment.comparable() | {SCHEMA: str(record.schema_version)}
 
 
-def _where(record: Record, across: Collection[str]) -> str:
-    """Digest of what must agree, but for ``across``."""
-    return digest_of({key: value for key, value in _conditions(record).items() if key not in across})
+class _Where:
+    """Digest of what must agree, but for ``across``; made once for all records that share an environment object."""
+
+    def __init__(self, across: Collection[str]) -> None:
+        self._across = across
+        self._made: dict[tuple[int, int], tuple[Environment, str]] = {}
+
+    def __call__(self, record: Record) -> str:
+        key = id(record.environment), record.schema_version
+        if key not in self._made:
+            content = {name: value for name, value in _conditions(record).items() if name not in self._across}
+            self._made[key] = record.environment, digest_of(content)  # kept, so that no other object gets its id
+        return self._made[key][1]
 
 
 def _known(loaded: Sequence[Loaded], across: Collection[str]) -> None:
+    if not across:
+        return
     keys = {key for one in loaded for key in _conditions(one.record)}
     for key in sorted(set(across) - keys) if loaded else ():
         raise InputError(f"--across {key}", "no record has a key of that name", f"one of: {', '.join(sorted(keys))}")
@@ -117,7 +153,7 @@ def differing(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def _differences(loaded: Sequence[Loaded], across: Collection[str]) -> list[str]:
-    found = differing([one.record for one in loaded])
+    found = differing([one.record for one in loaded]) if across else {}
     return [f"{key}: {' and '.join(values)}" for key, values in found.items() if key in across]
 
 

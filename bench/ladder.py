@@ -79,9 +79,12 @@ def ladders(records: Sequence[Record], order: Sequence[Cell]) -> list[Ladder]:
     groups: dict[str, list[Cell]] = {}
     for cell in order:
         groups.setdefault(cell.twin_key(*RUNG_FIELDS), []).append(cell)
+    by_cell: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: r.id):
+        by_cell.setdefault(record.cell.digest, []).append(record)
     found = []
     for cells in groups.values():
-        runs = {cell: sorted((r for r in records if r.cell == cell), key=lambda r: r.id) for cell in cells}
+        runs = {cell: by_cell.get(cell.digest, []) for cell in cells}
         if sum(map(bool, runs.values())) > 1:
             found.append(_ladder(runs))
     return found

@@ -240,6 +240,6 @@ def files_of(part: object) -> Iterator[FileRef]:
     """Every reference to a file within a part of a record."""
     if isinstance(part, FileRef):
         yield part
-    elif isinstance(part, Frozen):
+    elif isinstance(part, Frozen) and not isinstance(part, Cell | Environment):  # which name none
         for _, inner in part:
             yield from files_of(inner)

@@ -11,7 +11,7 @@ overwritten.
 
 import errno
 import fcntl
-import json
+import gc
 import os
 import re
 import secrets
@@ -21,11 +21,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from bench.cache import sha256_file
 from bench.cell import Cell
+from bench.environment import Environment
 from bench.errors import StoreError
 from bench.record import SCHEMA_VERSION, Fingerprint, GradientProbe, Record
 
@@ -131,19 +134,80 @@ def load(folder: Path) -> tuple[list[Loaded], list[Unreadable]]:
     """Read all records below ``folder``; broken ones are reported, never fatal."""
     good: list[Loaded] = []
     bad: list[Unreadable] = []
-    for path in sorted(folder.rglob(RECORD)):
-        if "work" in path.relative_to(folder).parts[:1] or path.parent.name.startswith("."):
-            continue  # a cell being run, or the draft of a publication that was killed
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content["schema_version"]
-            if version > SCHEMA_VERSION:
-                bad.append(Unreadable(path, f"schema version {version} is newer than this peftmark; upgrade it"))
-                continue
-            good.append(Loaded(Record.model_validate(content), path.parent))
-        except (ValueError, KeyError, TypeError, ValidationError, OSError) as error:
-            bad.append(Unreadable(path, f"not a whole record: {str(error).splitlines()[0]}"))
+    with _collector_off():
+        for one in read_all(folder):
+            if isinstance(one, Loaded):
+                good.append(one)
+            else:
+                bad.append(one)
     return sorted(good, key=lambda item: item.record.id), bad
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Records hold no cycles: going through all that were read, again and again, is a third of the time of reading."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def read_all(folder: Path) -> Iterator[Loaded | Unreadable]:
+    """The records below ``folder`` one by one, sorted by path: many more than fit into memory can be gone through."""
+    shared = Shared()
+    for path in record_files(folder):
+        yield read(path, shared)
+
+
+def record_files(folder: Path) -> Iterator[Path]:
+    """Every record file below ``folder``, sorted."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        if place == str(folder) and "work" in folders:
+            folders.remove("work")  # a cell being run
+        is_draft = os.path.basename(place).startswith(".")  # of a publication that was killed
+        if RECORD in files and not is_draft:
+            found.append(os.path.join(place, RECORD))
+    yield from map(Path, sorted(found))
+
+
+class Shared:
+    """Cells and environments read of late: records of one cell or machine hold the same object, checked once.
+
+    Sorted by path, records of one cell follow each other; past LIMIT all are forgotten, so that memory has an end.
+    """
+
+    LIMIT = 1000
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Any] = {}
+
+    def put(self, content: dict[str, Any]) -> None:
+        """Replace the parts of a record's content by the objects that they are."""
+        for name, kind in (("cell", Cell), ("environment", Environment)):
+            key = name, repr(content[name])
+            if key not in self._known:
+                if len(self._known) >= self.LIMIT:
+                    self._known.clear()
+                self._known[key] = kind.model_validate(content[name])
+            content[name] = self._known[key]
+
+
+def read(path: Path, shared: Shared | None = None) -> Loaded | Unreadable:
+    """One record file; what is not a record is said, never raised."""
+    try:
+        content = from_json(path.read_bytes())
+        version = content["schema_version"]
+        if version > SCHEMA_VERSION:
+            return Unreadable(path, f"schema version {version} is newer than this peftmark; upgrade it")
+        if shared:
+            shared.put(content)
+        return Loaded(Record.model_validate(content), path.parent)
+    except (ValueError, KeyError, TypeError, ValidationError, OSError) as error:
+        return Unreadable(path, f"not a whole record: {str(error).splitlines()[0]}")
 
 
 def publish(loaded: Loaded, into: Path) -> Path:

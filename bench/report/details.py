@@ -1,6 +1,7 @@
 """What the page opens under a record or a finding: plain lists of text, drawn in the browser."""
 
 import json
+from functools import cache
 from typing import Any
 
 from bench.cell import Cell
@@ -17,7 +18,6 @@ def record_details(one: RecordView) -> dict[str, Any]:
     record = one.record
     environment = record.environment
     revision = (environment.git_revision or "")[:12] + (" with changes" if environment.git_dirty else "")
-    settings = record.cell.model_dump(mode="json")
     return {
         "title": one.label,
         "facts": [("status", record.status + (f" in {record.failed_phase}" if record.failed_phase else "")),
@@ -34,7 +34,7 @@ def record_details(one: RecordView) -> dict[str, Any]:
             phase.nvml_device_peak_bytes, phase.host_rss_peak_bytes))] for phase in record.phases],
         "audit": [[e.name, e.requested if e.requested is not None else "not asked", e.effective or UNKNOWN,
                    "ok" if e.ok else "differs"] for e in record.audit],
-        "settings": [(name, _plain(settings[name])) for name in Cell.model_fields],
+        "settings": _settings(record.cell),
     }  # fmt: skip
 
 
@@ -108,6 +108,12 @@ def _model(one: RecordView) -> str:
     counts = [f"{count:,} {what}" for count, what in (
         (model.parameters_total, "parameters"), (model.parameters_trainable, "trained")) if count]  # fmt: skip
     return f"{model.weights} weights: " + "; ".join([model.source_detail, *counts])
+
+
+@cache
+def _settings(cell: Cell) -> list[tuple[str, str]]:
+    settings = cell.model_dump(mode="json")
+    return [(name, _plain(settings[name])) for name in Cell.model_fields]
 
 
 def _plain(value: object) -> str:

@@ -107,7 +107,7 @@ def _chart(table: str, title: str, axis: str, found: Found, read: Read) -> Chart
     ]
     return Chart(
         id=table.replace("_", "-"), title=title,
-        see="Grey bars start at zero; a green bar is what a rung gained on the one before, an orange one what it lost. A "
+        see="Grey bars start at zero; green is what a rung gained on the one before, orange what it lost. A "
             "rung that failed has no bar and says how it ended.",
         alt=f"{shown.title}: {told}.", spec=_spec(table, axis), tables=[table],
         columns={"rung": "rung", "text": axis, "kind": "against the rung before"},

@@ -53,7 +53,7 @@ def rows_of(tables: Mapping[str, Columns], chart: Chart) -> dict[str, list[dict[
 
 def payload(view: View, sections: Sequence[Section]) -> dict[str, Any]:
     """What the script of the page works with."""
-    index = view.index_of()
+    index = view.index_of
     charts = {
         chart.id: {"spec": chart.spec, "tables": list(chart.tables), "columns": dict(chart.columns),
                    "control": asdict(chart.control) if chart.control else None}

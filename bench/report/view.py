@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -102,21 +103,22 @@ class View:
     title: str
     groups: list[Group]
 
-    @property
+    @cached_property
     def records(self) -> list[RecordView]:
         return [one for group in self.groups for one in group.records]
 
-    @property
+    @cached_property
     def findings(self) -> list[FindingView]:
         return [one for group in self.groups for one in group.findings]
 
-    @property
+    @cached_property
     def backends(self) -> list[str]:
         """The baselines first."""
         sides = [(f.baseline, f.candidate) for f in (one.finding for one in self.findings)]
         bases = [base.backend for base, candidate in sides if base and candidate]
         return list(dict.fromkeys([*bases, *(one.record.cell.backend for one in self.records)]))
 
+    @cached_property
     def index_of(self) -> dict[str, int]:
         """Record id to its number."""
         return {one.record.id: one.index for one in self.records}

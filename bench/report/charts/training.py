@@ -17,7 +17,7 @@ def steps_charts(view: View) -> tuple[list[Chart], dict[str, Columns]] | None:
     """Loss curves and step times of a pair; None where no pair has steps on both sides."""
     rows = [row for one in view.records for row in _step_rows(one)]
     drawn = {row["record"] for row in rows}
-    index = view.index_of()
+    index = view.index_of
     options, told = [], []
     for one in view.findings:
         sides = [

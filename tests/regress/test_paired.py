@@ -1,0 +1,90 @@
+"""The levels that run cells, on the fake backend: real workers and records, scripted steps and peaks. Not a GPU."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from bench.errors import InputError
+from bench.regress import policy
+from bench.regress.index import Index
+from bench.regress.levels import paired
+from bench.regress.overlay import Overlay, build
+from bench.regress.verdict import Comparison, MetricVerdict, Side
+from tests.regress.wheels import PACKAGE, wheel
+
+SUITE = """
+name: fake
+timeout_s: 60
+recipe: {model: fake, backend: fake, source: random, max_steps: 4, untimed_steps: 2}
+"""
+SEED = """
+import sys
+if "bench.worker" in sys.orig_argv:
+    import random
+    import bench.backends.fake, bench.events
+    bench.backends.fake.STEP_S = 0.01 * {slower} * random.lognormvariate(0, 0.002)
+    peak = round({more} * 20 * 2**30) // 2**21 * 2**21
+    bench.events.peaks_bytes = lambda: {{"torch_allocated_peak_bytes": peak, "torch_reserved_peak_bytes": peak}}
+"""
+EMPTY = Comparison(
+    created=datetime(2026, 11, 1, tzinfo=UTC), package=PACKAGE, baseline=Side(version="1.0", lock=[]),
+    candidate=Side(version="1.1", lock=[]), machine="Test CPU", differences=[], could_not=[], metrics=[],
+)  # fmt: skip
+
+
+def side(folder: Path, version: str, slower: float = 1.0, more: float = 1.0, model: str = "") -> Overlay:
+    """A release under which the fake backend's steps and peaks are scaled."""
+    made = build(str(wheel(folder, version)), PACKAGE, Index(folder))
+    text = SEED.format(slower=slower, more=more)
+    if model:
+        text += "    real = bench.backends.fake._misbehave\n"
+        text += f"    bench.backends.fake._misbehave = lambda script: real({model!r})\n"
+    (made.folder / "sitecustomize.py").write_text(text)
+    return made
+
+
+def compared(
+    folder: Path, budget_minutes: float = 10.0, **candidate: float | str
+) -> tuple[dict[str, MetricVerdict], int]:
+    file = folder / "suite.yaml"
+    file.write_text(SUITE)
+    sides = side(folder, "1.0"), side(folder, "1.1", **candidate)  # type: ignore[arg-type]
+    found = paired.added(EMPTY, *sides, str(file), budget_minutes, policy.load(), lambda text: None)
+    return {metric.name: metric for metric in found.metrics}, found.exit_code
+
+
+@pytest.mark.slow
+def test_five_percent_slower_and_five_percent_more_memory_are_found_at_the_first_look(tmp_path: Path) -> None:
+    found, code = compared(tmp_path, slower=1.05, more=1.05)
+    speed, memory = found["speed/tokens_per_s"], found["memory/torch_reserved_peak_bytes"]
+    assert code == 1 and speed.verdict == memory.verdict == "regressed" and speed.why == "4 pairs"
+    assert speed.low is not None and speed.high is not None and -0.07 < speed.low < -0.048 < speed.high < -0.02
+    assert memory.effect == pytest.approx(0.05, abs=1e-3) and memory.low == pytest.approx(memory.high)
+
+
+@pytest.mark.slow
+def test_a_release_against_itself_is_unchanged(tmp_path: Path) -> None:
+    found, code = compared(tmp_path)
+    assert code == 0 and {metric.verdict for metric in found.values()} == {"unchanged"}
+    assert set(found) > {"speed/ran", "speed/tokens_per_s", "memory/torch_reserved_peak_bytes"}
+
+
+@pytest.mark.slow
+def test_a_candidate_that_runs_out_of_memory_regressed_and_no_more_pairs_are_run(tmp_path: Path) -> None:
+    found, code = compared(tmp_path, model="fake-oom")
+    assert code == 1 and found["speed/ran"].verdict == "regressed" and "oom" in found["speed/ran"].candidate
+
+
+@pytest.mark.slow
+def test_a_spent_budget_ends_with_what_is_known(tmp_path: Path) -> None:
+    found, code = compared(tmp_path, budget_minutes=0.0001, slower=1.05)
+    assert code == 0 and set(found) == {"speed/ran"}
+
+
+def test_a_suite_of_several_cells_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text(SUITE + "axes: {r: [4, 8]}\n")
+    here = Overlay(package=PACKAGE, version="1", folder=tmp_path)
+    with pytest.raises(InputError, match="has 2 cells"):
+        paired.added(EMPTY, here, here, str(file), 1.0, policy.load(), lambda text: None)
