@@ -148,6 +148,8 @@ def report(
 ) -> None:
     """Compare records and write the report: index.html, report.md, findings.json, and the table printed here."""
     from bench import report as reporting
+    from bench.claims.section import section as claims_section
+    from bench.claims.verdict import Evidence, verdicts
     from bench.compare import compare
     from bench.finding import FindingsFile
 
@@ -155,7 +157,8 @@ def report(
         own, beside = _load(runs), _load(published or [])
         found = compare(own, across=across or (), include_contaminated=include_contaminated)
         content = FindingsFile(title=title, own=found, published=compare(beside))
-        reporting.render(content, own, beside, out_dir)
+        judged = claims_section(verdicts(Evidence.read(runs, own)))
+        reporting.render(content, own, beside, out_dir, added=[judged] if judged else [])
         for table in reporting.terminal_tables(content):
             out.print(table)
         out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)

@@ -40,15 +40,15 @@ class Evidence:
     """Files that could not be read, each with the reason."""
 
     @classmethod
-    def read(cls, folders: Sequence[Path]) -> "Evidence":
-        """Everything below the folders; each record and experiment once."""
+    def read(cls, folders: Sequence[Path], loaded: Sequence[Loaded] | None = None) -> "Evidence":
+        """Everything below the folders; each record and experiment once. ``loaded``: their records, if read before."""
         from bench.limit import result
 
         records: dict[str, Loaded] = {}
         experiments: dict[str, Found] = {}
         found = cls()
         for folder in folders:
-            good, bad = store.load(folder)
+            good, bad = ([], []) if loaded is not None else store.load(folder)
             made, broken = experiment.load(folder)
             records |= {one.record.id: one for one in good}
             experiments |= {one.record.id: one for one in made}
@@ -58,6 +58,7 @@ class Evidence:
             except InputError as error:
                 found.unread.append(str(error))
             found.kernels.extend(_kernels(folder, found.unread))
+        records |= {one.record.id: one for one in loaded or ()}
         found.records.extend(sorted(records.values(), key=lambda one: one.record.id))
         found.experiments.extend(sorted(experiments.values(), key=lambda one: one.record.id))
         return found
