@@ -1,6 +1,6 @@
 # make demo          the main job in miniature; prints where the report lies
 # make test          the tests that need no GPU, but for the kernels'
-# make test-kernels  the tests of kernels_check: Triton's interpreter is slow
+# make test-kernels  the tests that run Unsloth's kernels in Triton's interpreter, which is slow
 # make test-gpu      the tests that need a GPU
 # make perf          reading, comparing, exporting and rendering up to 100,000 records: some minutes, 4 GB of memory
 # make lint          ruff and mypy
@@ -22,6 +22,9 @@ TORCH := torch -c constraints-cpu.txt
 KERNELS := requirements-kernels-cpu.txt
 endif
 
+# What runs Unsloth's kernels in Triton's interpreter.
+KERNEL_TESTS := tests/kernels_check tests/regress/test_seeded.py
+
 .PHONY: demo test test-kernels test-gpu perf lint clean
 
 $(MADE): pyproject.toml constraints.txt constraints-cpu.txt requirements-kernels-cpu.txt Makefile
@@ -36,10 +39,11 @@ demo: $(MADE)
 	$(BIN)/peftmark report runs/demo --published results --out runs/demo/report --title "peftmark demo"
 
 test: $(MADE)
-	$(BIN)/python -m pytest -m "not gpu and not scale" --ignore tests/kernels_check
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not scale" $(KERNEL_TESTS:%=--ignore %) --ignore tests/perf
+	$(BIN)/python -m pytest -m "not scale" tests/perf
 
 test-kernels: $(MADE)
-	$(BIN)/python -m pytest tests/kernels_check
+	$(BIN)/python -m pytest $(KERNEL_TESTS)
 
 test-gpu: $(MADE)
 	$(BIN)/python -m pytest -m gpu tests/gpu
