@@ -6,6 +6,7 @@ simulation", Winter Simulation Conference 2000. docs/statistics.md shows what it
 """
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.cell import Frozen
@@ -42,15 +43,14 @@ def steady(steps_s: Sequence[float], floor: int) -> Steady:
     batches of five; cut those whose removal makes the squared standard error of the mean of the rest smallest. In a
     shorter series the cut is after the last late compilation in the first half.
     """
+    if len(steps_s) < MIN_STEPS:  # without NumPy, which is slow on a handful of numbers
+        half = len(steps_s) // 2
+        usual_s = median(steps_s[half:]) if half else 0.0
+        late = [i for i in range(half) if steps_s[i] > LATE * usual_s]
+        return Steady(first=max(floor, late[-1] + 1 if late else 0), settled=None)
     import numpy as np
 
     steps = np.asarray(steps_s)
-    half = len(steps) // 2
-    if len(steps) < MIN_STEPS:
-        if not half:
-            return Steady(first=floor, settled=None)
-        late = np.flatnonzero(steps[:half] > LATE * np.median(steps[half:]))
-        return Steady(first=max(floor, int(late[-1]) + 1 if late.size else 0), settled=None)
     means = _batch_means(steps, BATCH)
     ceiling = len(means) // 2
     cut = int(np.argmin([means[cut:].var() / (len(means) - cut) for cut in range(ceiling + 1)]))
