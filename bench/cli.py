@@ -18,6 +18,7 @@ from bench.claims import cli as claims
 from bench.console import err, out, told
 from bench.limit import cli as limits
 from bench.regress import cli as sentinel
+from bench.viewing import load_records
 from kernels_check import cli as kernels
 
 app = typer.Typer(
@@ -154,7 +155,7 @@ def report(
     from bench.finding import FindingsFile
 
     with _told():
-        own, beside = _load(runs), _load(published or [])
+        own, beside = load_records(runs), load_records(published or [])
         found = compare(own, across=across or (), include_contaminated=include_contaminated)
         content = FindingsFile(title=title, own=found, published=compare(beside))
         judged = claims_section(verdicts(Evidence.read(runs, own)))
@@ -178,7 +179,7 @@ def compare(
     from bench.finding import Findings, FindingsFile
 
     with _told():
-        sides = _load([baseline]), _load([candidate])
+        sides = load_records([baseline]), load_records([candidate])
         found = compare_sets(*sides, across=across or (), include_contaminated=include_contaminated)
         content = FindingsFile(title=f"{candidate.name} against {baseline.name}", own=found, published=Findings())
         for table in reporting.terminal_tables(content):
@@ -197,7 +198,7 @@ def publish(
     from bench import store
 
     with _told():
-        for item in _load(records):
+        for item in load_records(records):
             out.print(f"published {escape(str(store.publish(item, into)))}", soft_wrap=True)
 
 
@@ -258,32 +259,10 @@ def _plan(name: str):  # type: ignore[no-untyped-def]
 
 def _setting(made, offline: bool, gpu: int | None):  # type: ignore[no-untyped-def]
     from bench import environment
-    from bench.errors import InputError
-    from bench.executor import Setting
+    from bench.executor import Setting, device_index
 
     machine = environment.current()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-    index = gpu if gpu is not None else int(visible) if visible.isdigit() else 0
-    if gpu is not None and not 0 <= gpu < len(machine.gpus):
-        raise InputError("--gpu", f"there is no GPU {gpu} here; NVML sees {len(machine.gpus)}", "run `peftmark doctor`")
     return Setting(
         suite=made.suite.name, base=made.suite.base, timeout_s=made.suite.timeout_s, offline=offline,
-        environment=machine, device_index=index if machine.gpus else None,
+        environment=machine, device_index=device_index(machine, gpu, os.environ.get("CUDA_VISIBLE_DEVICES", "")),
     )  # fmt: skip
-
-
-def _load(folders: list[Path]):  # type: ignore[no-untyped-def]
-    from bench import store
-    from bench.errors import InputError
-
-    found = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(str(folder), "no such folder", "give a run folder (runs/NAME) or results/")
-        good, broken = store.load(folder)
-        for item in broken:
-            err.print(f"[yellow]skipped[/] {escape(str(item.path))}: {escape(item.reason)}", soft_wrap=True)
-        if not good:
-            raise InputError(str(folder), "holds no records", "run a suite first: peftmark run demo")
-        found += good
-    return found

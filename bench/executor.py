@@ -23,7 +23,7 @@ from typing import Any
 from bench import assemble, events
 from bench.cell import Cell
 from bench.environment import Environment
-from bench.errors import PeftmarkError
+from bench.errors import InputError, PeftmarkError
 from bench.meters.sampler import GpuReader
 from bench.plan import Job
 from bench.progress import Progress
@@ -51,6 +51,18 @@ class Setting:
     offline: bool
     environment: Environment
     device_index: int | None
+
+
+def device_index(machine: Environment, asked: int | None, visible: str) -> int | None:
+    """NVML's index of the GPU to use: the one asked for, else the first visible one; None without a GPU."""
+    if asked is not None and not 0 <= asked < len(machine.gpus):
+        raise InputError(
+            "--gpu", f"there is no GPU {asked} here; NVML sees {len(machine.gpus)}", "run `peftmark doctor`"
+        )
+    if not machine.gpus:
+        return None
+    first = visible.split(",")[0]
+    return asked if asked is not None else int(first) if first.isdigit() else 0
 
 
 def is_done(job: Job, records: list[Record], environment: Environment) -> bool:

@@ -107,6 +107,22 @@ def _folders(runs: Sequence[Path]) -> None:
             raise InputError(str(folder), "no such folder", "give a run folder (runs/NAME) or results/")
 
 
+def load_records(runs: Sequence[Path]) -> "list[Loaded]":
+    """All records of all folders at once; what cannot be read is said."""
+    from bench import store
+
+    _folders(runs)
+    found = []
+    for folder in runs:
+        good, broken = store.load(folder)
+        for one in broken:
+            err.print(f"[yellow]skipped[/] {escape(str(one.path))}: {escape(one.reason)}", soft_wrap=True)
+        if not good:
+            raise InputError(str(folder), "holds no records", "run a suite first: peftmark run demo")
+        found += good
+    return found
+
+
 def _records(runs: Sequence[Path]) -> Iterator["Loaded"]:
     """The records of all folders, one by one, sorted by path in each; what cannot be read is said."""
     from bench.store import Loaded, read_all

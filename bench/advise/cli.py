@@ -8,7 +8,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from bench.console import err, out, told
+from bench.console import out, told
+from bench.viewing import load_records
 
 if TYPE_CHECKING:
     from bench.advise.advice import Advice, Choice
@@ -69,7 +70,7 @@ def calibrate(
     from bench.advise import fit as fitting
 
     with told():
-        loaded = _load(runs)
+        loaded = load_records(runs)
         known = before or fitting.FIT_FILE
         old = fitting.load_fit(known) if known.exists() else None
         new = fitting.calibrate(loaded)
@@ -84,21 +85,6 @@ def calibrate(
     out.print(
         f"fit: {escape(str(out_file))}; use it with: peftmark advise --fit {escape(str(out_file))} ...", soft_wrap=True
     )
-
-
-def _load(folders: list[Path]) -> "list[Loaded]":
-    from bench import store
-    from bench.errors import InputError
-
-    found = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(str(folder), "no such folder", "give a run folder (runs/NAME) or results/")
-        good, broken = store.load(folder)
-        for item in broken:
-            err.print(f"[yellow]skipped[/] {escape(str(item.path))}: {escape(item.reason)}", soft_wrap=True)
-        found += good
-    return found
 
 
 def _errors(new: "Fit", old: "Fit | None", loaded: "list[Loaded]") -> Table:

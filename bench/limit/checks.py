@@ -8,18 +8,6 @@ from bench.errors import InputError
 from bench.limit.family import GIB, Family
 
 
-def device_index(machine: Environment, asked: int | None, visible: str) -> int | None:
-    """NVML's index of the GPU to use: the one asked for, else the first visible one; None without a GPU."""
-    if asked is not None and not 0 <= asked < len(machine.gpus):
-        raise InputError(
-            "--gpu", f"there is no GPU {asked} here; NVML sees {len(machine.gpus)}", "run `peftmark doctor`"
-        )
-    if not machine.gpus:
-        return None
-    first = visible.split(",")[0]
-    return asked if asked is not None else int(first) if first.isdigit() else 0
-
-
 def budget(vram_gib: float, backend: str, machine: Environment, index: int | None) -> int:
     """The budget in bytes. Raises InputError where no card can have it; only the fake backend does without a card."""
     where = f"--vram {vram_gib:g}"

@@ -36,14 +36,14 @@ def limit(
     them. Exit code 1 when --validate finds that the limit does not hold.
     """
     from bench import environment, progress
-    from bench.executor import Setting
+    from bench.executor import Setting, device_index
     from bench.limit import checks, probing, result
     from bench.limit.family import family
     from bench.store import Store
 
     with told():
         machine = environment.current()
-        index = checks.device_index(machine, gpu, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        index = device_index(machine, gpu, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         budget_bytes = checks.budget(vram, backend, machine, index)
         if what != "max_length" and max_length is None:
             max_length = 2048
