@@ -152,6 +152,15 @@ def test_failed_and_unsupported_sides_are_rows_with_their_reason(tmp_path: Path)
     assert 'title="not measured">—</span>' in page
 
 
+def test_a_machine_without_a_pair_says_at_the_top_what_ran_and_why_there_is_none(tmp_path: Path) -> None:
+    base = record("hf-peft", step_s=(2.0,) * 4, eval_before=evaluation(0.01), eval_after=evaluation(0.44))
+    page, _, _ = written(tmp_path, loaded(base, unfinished("unsloth", "unsupported", "needs an NVIDIA GPU")))
+    top = page[page.index("No pair was measured here") : page.index('aria-label="Sections"')]
+    for text in ("hf-peft 400 tokens/s", "1.0 ± 5.0 % → 44.0 ± 5.0 %", "needs an NVIDIA GPU"):
+        assert text in top, text
+    assert "No pair was measured" not in written(tmp_path, pair())[0]
+
+
 def test_unlike_environments_lie_apart_and_say_what_differs(tmp_path: Path) -> None:
     own = loaded(record("hf-peft"), record("unsloth", env=environment("Other GPU")))
     page, markdown, _ = written(tmp_path, own)
