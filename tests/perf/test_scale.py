@@ -20,8 +20,9 @@ from bench.compare import compare, compare_sets
 from tests.perf.runs import write
 
 FACTOR = 4
-WORST_RATIO = 5.0
-"""Of the time for FACTOR times the records: 4 is linear, 16 quadratic."""
+WORST_RATIO = 8.0
+"""Of the time for FACTOR times the records. Linear is 4, n log n 5 at these sizes, quadratic 16; 8 is midway between the
+first and the last in the logarithm, and far from both by more than a shared machine's noise (5.05 was seen)."""
 SMALL, LARGE = 200, 25_000
 GIB = 2**30
 
@@ -73,7 +74,7 @@ def exported(folder: Path) -> None:
 
 
 SIZES = [
-    pytest.param(SMALL, 2, id=str(SMALL * FACTOR)),
+    pytest.param(SMALL, 4, id=str(SMALL * FACTOR)),
     pytest.param(LARGE, 1, id=str(LARGE * FACTOR), marks=[pytest.mark.scale, pytest.mark.timeout(3600)]),
 ]
 
