@@ -21,8 +21,8 @@ from tests.perf.runs import write
 
 FACTOR = 4
 WORST_RATIO = 8.0
-"""Of the time for FACTOR times the records. Linear is 4, n log n 5 at these sizes, quadratic 16; 8 is midway between the
-first and the last in the logarithm, and far from both by more than a shared machine's noise (5.05 was seen)."""
+"""Of the time for FACTOR times the records. Linear is 4, n log n 5 at these sizes, quadratic 16; 8 is midway between
+linear and quadratic in the logarithm, and far from both by more than a shared machine's noise (5.05 was seen)."""
 SMALL, LARGE = 200, 25_000
 GIB = 2**30
 
