@@ -27,6 +27,7 @@ print(DEVICE_TYPE, torch.cuda.is_available())
 
 def test_a_release_that_wants_a_gpu_is_told_that_there_is_one_for_that_import_alone(tmp_path: Path) -> None:
     (tmp_path / "unsloth" / "kernels").mkdir(parents=True)
+    (tmp_path / "unsloth" / "__init__.py").touch()  # or an installed one would be found first
     (tmp_path / "unsloth" / "device_type.py").write_text(ASKS_FOR_A_GPU)
     path = os.pathsep.join([str(tmp_path), str(Path(loading.__file__).parents[1])])
     ran = subprocess.run(
