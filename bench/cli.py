@@ -158,7 +158,10 @@ def report(
         own, beside = load_records(runs), load_records(published or [])
         found = compare(own, across=across or (), include_contaminated=include_contaminated)
         content = FindingsFile(title=title, own=found, published=compare(beside))
-        judged = claims_section(verdicts(Evidence.read(runs, own)))
+        evidence = Evidence.read(runs, own)
+        for line in evidence.unread:
+            err.print(f"[yellow]skipped[/] {escape(line)}", soft_wrap=True)
+        judged = claims_section(verdicts(evidence))
         reporting.render(content, own, beside, out_dir, added=[judged] if judged else [])
         for table in reporting.terminal_tables(content):
             out.print(table)

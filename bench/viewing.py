@@ -42,7 +42,7 @@ def export(
                 "peftmark export", "needs run folders and --out FILE or --charts DIR", "or --columns: what is exported"
             )
         if charts:
-            out.print(f"{_charts(list(_records(runs)), charts)} pictures in {escape(str(charts))}", soft_wrap=True)
+            out.print(f"{_charts(load_records(runs), charts)} pictures in {escape(str(charts))}", soft_wrap=True)
         if out_file:
             count = exporting.write(_records(runs), out_file)
             out.print(
@@ -76,7 +76,7 @@ def show(
     from bench.compare import compare
 
     with told():
-        loaded = sorted(_records(runs), key=lambda one: one.record.id)
+        loaded = sorted(load_records(runs), key=lambda one: one.record.id)
         parts = showing.overview(compare(loaded), loaded) if record is None else showing.whole_record(loaded, record)
         for part in parts:
             out.print(part)

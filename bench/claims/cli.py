@@ -75,20 +75,16 @@ def run(
     from bench import environment, executor, progress, store
     from bench.claims import experiment, show
     from bench.claims import run as running
-    from bench.errors import InputError
     from bench.suite import Suite
 
     with told():
         machine = environment.current()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        index = gpu if gpu is not None else int(visible) if visible.isdigit() else 0
-        if gpu is not None and not 0 <= gpu < len(machine.gpus):
-            raise InputError("--gpu", f"there is no GPU {gpu} here; NVML sees {len(machine.gpus)}", "peftmark doctor")
+        index = executor.device_index(machine, gpu, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 
         def setting_of(suite: Suite) -> executor.Setting:
             return executor.Setting(
                 suite=suite.name, base=suite.base, timeout_s=suite.timeout_s, offline=offline, environment=machine,
-                device_index=index if machine.gpus else None,
+                device_index=index,
             )  # fmt: skip
 
         folder = store.Store(out_dir)
