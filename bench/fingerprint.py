@@ -5,6 +5,7 @@ The optimizer's kernels are left out, since a step would change the adapter; the
 state. On a CPU the operators stand in for kernels.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -90,14 +91,11 @@ def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[st
         step()
         if gpu:
             torch.cuda.synchronize()
-    events = [e for e in p.events() if not getattr(e, "is_user_annotation", False)]
-    operators = [e for e in events if e.device_type == torch.autograd.DeviceType.CPU and _is_operator(e.name)]
     if gpu:
-        kernels = [
-            (e.name, e.time_range.elapsed_us()) for e in events if e.device_type == torch.autograd.DeviceType.CUDA
-        ]
+        kernels, operators = _of_kineto(p.profiler.kineto_results.events())
     else:
-        kernels = [(e.name, _own_us(e)) for e in operators if not _sent_on(e)]
+        called = [e for e in p.events() if _is_operator(e.name) and not getattr(e, "is_user_annotation", False)]
+        kernels, operators = [(e.name, _own_us(e)) for e in called if not _sent_on(e)], {e.name for e in called}
     if not kernels:
         raise RuntimeError("the profiler saw no kernel")
     launched = collect(kernels)
@@ -111,7 +109,27 @@ def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[st
         device_s=sum(k.total_us for k in launched) / 1e6,
         sha256=sha256(launched),
     )
-    return fingerprint, attention({e.name for e in operators} | {k.name for k in launched})
+    return fingerprint, attention(operators | {k.name for k in launched})
+
+
+def _of_kineto(events: Any) -> tuple[list[tuple[str, float]], set[str]]:
+    """Every launch on the GPU as (name, microseconds), and the names of the operators that ran.
+
+    From the profiler's own list: building torch's tree of events takes seconds for the tens of thousands of an 8B pass.
+    """
+    import torch
+
+    cuda, demangle = torch.autograd.DeviceType.CUDA, functools.cache(torch._C._demangle)
+    kernels, operators = [], set()
+    for event in events:
+        name = event.name()
+        if event.is_user_annotation() or name.startswith("["):  # "[memory]" and the like are no launches
+            continue
+        if event.device_type() == cuda:
+            kernels.append((demangle(name), event.duration_ns() / 1e3))
+        elif _is_operator(name):
+            operators.add(name)
+    return kernels, operators
 
 
 def collect(kernels: list[tuple[str, float]]) -> list[Launched]:

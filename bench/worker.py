@@ -1,6 +1,8 @@
 """The fresh process of one cell: ``python -m bench.worker JOB.json``. Writes a journal; the parent makes the record."""
 
 import json
+import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -48,4 +50,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is written; taking torch and a CUDA context down in order costs seconds a cell

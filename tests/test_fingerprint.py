@@ -208,3 +208,16 @@ def test_a_failing_profiler_is_a_missing_meter(trial: Trial, monkeypatch: pytest
     missing = [e for e in events.read(run.folder / assemble.JOURNAL) if e["event"] == "missing"]
     assert [(e["name"], e["message"]) for e in missing] == [("fingerprint", "RuntimeError: CUPTI is not there")]
     assert run.record.message == "fingerprint: not measured: RuntimeError: CUPTI is not there"
+
+
+def test_the_profilers_own_list_names_the_operators_of_its_tree() -> None:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    x = torch.ones(4, 4, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as p, torch.profiler.record_function("my::note"):
+        torch.mm(x, x).sum().backward()
+    kernels, operators = fingerprint._of_kineto(p.profiler.kineto_results.events())
+    assert operators == {e.name for e in p.events() if "::" in e.name and not e.name.startswith(("autograd::", "my::"))}
+    assert "aten::mm" in operators
+    assert kernels == []
