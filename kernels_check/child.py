@@ -13,8 +13,11 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 from kernels_check import interpreter, loading
 from kernels_check.families import GPU_FIRST, GPU_PARTS
@@ -39,7 +42,9 @@ def prepare(device: str) -> None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch.cuda.is_available() without initialising CUDA
     importlib.import_module("triton")  # first: where it is absent or broken, nothing else need be waited for
     import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401  # what most kernel modules import
+
+    with _triton_taken_as_there(device):
+        import transformers.models.llama.modeling_llama  # noqa: F401  # what most kernel modules import
 
     if device == "cpu":
         import bitsandbytes  # noqa: F401  # on a GPU its import initialises CUDA
@@ -49,6 +54,18 @@ def prepare(device: str) -> None:
     if device == "cpu":
         interpreter.import_device_types()
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _triton_taken_as_there(device: str) -> Iterator[None]:
+    """torchao, which transformers imports, asks torch whether Triton serves this GPU; the answer initialises CUDA."""
+    if device == "cpu":
+        yield
+        return
+    import torch.utils._triton
+
+    with patch.object(torch.utils._triton, "has_triton", lambda: True):
+        yield
 
 
 def parts(family: str, device: str) -> int:
