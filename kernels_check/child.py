@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 from kernels_check import interpreter, loading
 from kernels_check.families import GPU_FIRST, GPU_PARTS
@@ -43,7 +42,7 @@ def prepare(device: str) -> None:
     importlib.import_module("triton")  # first: where it is absent or broken, nothing else need be waited for
     import torch
 
-    with _triton_taken_as_there(device):
+    with _without_torchao():
         import transformers.models.llama.modeling_llama  # noqa: F401  # what most kernel modules import
 
     if device == "cpu":
@@ -57,15 +56,13 @@ def prepare(device: str) -> None:
 
 
 @contextmanager
-def _triton_taken_as_there(device: str) -> Iterator[None]:
-    """torchao, which transformers imports, asks torch whether Triton serves this GPU; the answer initialises CUDA."""
-    if device == "cpu":
+def _without_torchao() -> Iterator[None]:
+    """Hide torchao: transformers imports it where it is installed, and its import asks the GPU what it is."""
+    sys.modules["torchao"] = None  # type: ignore[assignment]  # what importlib takes for absent
+    try:
         yield
-        return
-    import torch.utils._triton
-
-    with patch.object(torch.utils._triton, "has_triton", lambda: True):
-        yield
+    finally:
+        del sys.modules["torchao"]
 
 
 def parts(family: str, device: str) -> int:

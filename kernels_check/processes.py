@@ -55,5 +55,8 @@ def child_environment() -> dict[str, str]:
 def could_not_run(command: str, process: str, stderr: str) -> InputError:
     """What a child that ended badly means to the user; the last line that it wrote says why."""
     last = (stderr.strip().splitlines() or ["no message"])[-1]
-    mend = "on a CPU machine: pip install --no-deps -r requirements-kernels-cpu.txt"
+    mend = (
+        "if that names a missing package: pip install --no-deps -r requirements-kernels-cpu.txt on a CPU machine, "
+        "pip install -e '.[gpu]' on one with a GPU"
+    )
     return InputError(command, f"its {process} could not run: {last}", mend)
