@@ -29,6 +29,7 @@ from bench.finding import (
     Verdict,
 )  # fmt: skip
 from bench.groups import Pair, by_all_but_seed, machine_name, pairs, pairs_of_sets
+from bench.health import computed_well
 from bench.parity import Parity
 from bench.record import EvalResult, Record
 from bench.store import Loaded, whole_file
@@ -48,10 +49,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Side:
-    """A side, and its records that count."""
+    """A side, its records whose time and memory count, and those whose losses, gradients and answers do."""
 
     side: Side
     counted: list[Loaded]
+    computed: list[Loaded]
     derived: list[Derived]
 
 
@@ -67,7 +69,7 @@ def compare(
     suites vary: one finding a pair or lone side, and one of accuracy for the seeds of a cell taken together.
 
     ``across`` names environment keys that may differ (see bench.groups); ``include_contaminated`` counts contaminated
-    runs, and the findings say so.
+    runs, and the findings say so. Parity and accuracy take in what a contaminated run computed (bench.health).
     """
     return _found(pairs(loaded, baseline, across), loaded, config_of, include_contaminated)
 
@@ -91,7 +93,7 @@ def _found(paired: list[Pair], loaded: Sequence[Loaded], config_of: ConfigOf, in
     adjusted = stats.adjust([finding.rates.p_value if finding.rates else None for finding in made])
     judged = [_judged(finding, p) for finding, p in zip(made, adjusted, strict=True)]
     return Findings(
-        pairs=sorted(judged, key=_place), accuracy=sorted(_accuracies(paired, include_contaminated), key=_place)
+        pairs=sorted(judged, key=_place), accuracy=sorted(_accuracies(paired), key=_place)
     )  # fmt: skip
 
 
@@ -105,12 +107,12 @@ def _counts(record: Record, contaminated: bool) -> bool:
     return record.status == "ok" or (contaminated and record.status == "contaminated")
 
 
-def _accuracies(paired: list[Pair], contaminated: bool) -> list[AccuracyFinding]:
+def _accuracies(paired: list[Pair]) -> list[AccuracyFinding]:
     """The first run of each side that was evaluated, by seed."""
     seeds: dict[tuple[str, str, str], dict[int, tuple[Loaded, Loaded]]] = defaultdict(dict)
     for pair in paired:
         sides = [
-            next((one for one in side if one.record.eval_after and _counts(one.record, contaminated)), None)
+            next((one for one in side if one.record.eval_after and computed_well(one.record)), None)
             for side in (pair.baseline, pair.candidate)
         ]
         if sides[0] and sides[1]:
@@ -138,6 +140,7 @@ def _accuracy_finding(couples: list[tuple[Loaded, Loaded]]) -> AccuracyFinding:
         task=result.task,
         metric=result.metric,
         seeds=[one.record.cell.seed for _, one in couples],
+        contaminated=sum(one.record.status == "contaminated" for couple in couples for one in couple),
         record_ids=[one.record.id for couple in couples for one in couple],
         paired=paired,
         why=why,
@@ -153,9 +156,9 @@ def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, seeds: dict[st
     first = (pair.candidate or pair.baseline)[0].record
     base, cand = (_side(side, config_of, contaminated) for side in (pair.baseline, pair.candidate))
     parity = None
-    if base and cand and base.counted and cand.counted:
-        controls = seeds[base.counted[0].record.cell.twin_key("seed")]
-        parity = parity_gate.gate(base.counted, cand.counted, controls, config_of)
+    if base and cand and base.computed and cand.computed:
+        controls = seeds[base.computed[0].record.cell.twin_key("seed")]
+        parity = parity_gate.gate(base.computed, cand.computed, controls, config_of)
     verdict, why = _verdict(pair, base, cand, parity)
     measured = verdict == "measured" and base is not None and cand is not None
     rates = stats.ratio(_rates(cand), _rates(base)) if base and cand else None
@@ -197,6 +200,7 @@ def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Sid
     if not loaded:
         return None
     counted = [one for one in loaded if _counts(one.record, contaminated)]
+    computed = [one for one in loaded if computed_well(one.record)]
     derived = [derive(one.record, config_of) for one in counted]
     last = (counted or loaded)[-1].record
 
@@ -216,10 +220,10 @@ def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Sid
         unsettled=sum(d.settled is False for d in derived),
         training_peaks={m: _spread(derived, m) for m in METERS},
         control=_control(derived),
-        accuracy_before=_accuracy([one.record.eval_before for one in counted]),
-        accuracy_after=_accuracy([one.record.eval_after for one in counted]),
+        accuracy_before=_accuracy([one.record.eval_before for one in computed]),
+        accuracy_after=_accuracy([one.record.eval_after for one in computed]),
     )
-    return _Side(side=side, counted=counted, derived=derived)
+    return _Side(side=side, counted=counted, computed=computed, derived=derived)
 
 
 def _control(derived: list[Derived]) -> Control | None:

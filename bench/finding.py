@@ -53,7 +53,8 @@ class Side(Frozen):
     backend: str
     record_ids: list[str]
     processes: int
-    """Runs that count: those that ended ok, and contaminated ones where asked for. Every number below is theirs."""
+    """Runs that count: those that ended ok, and contaminated ones where asked for. Every number below is theirs, but
+    accuracy: that is of every run that computed well (bench.health)."""
     contaminated: int
     """How many of them were contaminated."""
     failures: list[Failure]
@@ -133,6 +134,8 @@ class AccuracyFinding(Frozen):
     task: str
     metric: str
     seeds: list[int]
+    contaminated: int = 0
+    """How many of the runs were: their times do not count, their answers do (bench.health)."""
     record_ids: list[str]
     paired: PairedAccuracy | None
     why: str = ""

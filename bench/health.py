@@ -16,12 +16,16 @@ with clocks down to 0.79 of the median, while no other sample is below 0.98 of i
 is part of the environment that must be equal. The cap shows in the lowest clock and in the timeline.
 
 A clock that is low throughout has a low median and is no drop: it is for the reader of the median to see.
+
+**Time and memory are spoiled, answers are not.** Another process or a slower clock changes how long a step takes and
+how much memory the GPU shows, not what is computed. Losses, gradients and answers of such a run stand; those of a run
+with an ECC or Xid error do not.
 """
 
 from statistics import median
 from typing import Any
 
-from bench.record import Health, Phase
+from bench.record import Health, Phase, Record
 
 IDLE, POWER_CAP = 0x1, 0x4
 SLOWDOWNS = {
@@ -34,6 +38,13 @@ CLOCK_DROP = 0.10
 CLOCK_DROP_SHARE = 0.01
 """Clock and reasons are two readings: a cap that ends between them must not condemn a run. So few samples cannot move a
 median step."""
+
+
+def computed_well(record: Record) -> bool:
+    """Whether what the run computed can be compared, whatever disturbed its clock or its memory."""
+    if record.status == "contaminated":
+        return not (record.health and (record.health.ecc_errors or record.health.xid_errors))
+    return record.status == "ok"
 
 
 def judge(rows: dict[str, list[Any]], steady: Phase | None, *, other_processes_before: int | None) -> Health:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from bench import probe
 from bench.cell import Frozen
 from bench.derived import ConfigOf, known_config
+from bench.health import computed_well
 from bench.record import Record
 from bench.rounding import Rounding
 from bench.store import Loaded, whole_file
@@ -243,7 +244,7 @@ def _loss_curve(base: list[Record], cand: list[Record], controls: list[Record]) 
     machine = base[0].environment.fingerprint
     for record in controls:
         seed = record.cell.seed
-        fit = record.status == "ok" and seed != cell.seed and record.cell.backend == cell.backend
+        fit = computed_well(record) and seed != cell.seed and record.cell.backend == cell.backend
         fit = fit and record.cell.model_copy(update={"seed": cell.seed}) == cell
         if fit and record.environment.fingerprint == machine:
             by_seed.setdefault(seed, []).append(record)

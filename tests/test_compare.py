@@ -11,7 +11,7 @@ from bench.compare import compare, compare_sets, derive, known_config
 from bench.errors import InputError
 from bench.finding import AccuracyFinding, Finding
 from bench.groups import pairs
-from bench.record import DataFacts, FileRef, Fingerprint, Phase, Record, Steps
+from bench.record import DataFacts, FileRef, Fingerprint, Health, Phase, Record, Steps
 from bench.store import Loaded
 from tests.synthetic import GIB, environment, evaluation, record, unfinished
 
@@ -214,6 +214,20 @@ def test_contaminated_runs_count_only_when_asked_for_and_it_is_said() -> None:
     asked = only(findings([*base, record("unsloth")], include_contaminated=True))
     assert asked.baseline is not None
     assert (asked.baseline.processes, asked.baseline.contaminated) == (2, 1)
+
+
+def test_what_a_contaminated_run_computed_counts_for_parity_and_accuracy_and_its_times_do_not() -> None:
+    told_of: dict[str, Any] = {"status": "contaminated", "message": "told", "eval_after": evaluation(0.4)}
+    busy = told_of | {"health": Health(reasons=["2 other compute process(es)"])}
+    broken = told_of | {"health": Health(reasons=["Xid"], xid_errors=[79])}
+    told = compare(loaded([record("hf-peft", **busy), record("unsloth", **busy)]))
+    finding = only(told.pairs)
+    assert finding.verdict == "failed" and finding.speedup is None and finding.memory["nvml_process"].saving is None
+    assert finding.parity is not None and {c.name: c.status for c in finding.parity.checks}["token stream"] == "ok"
+    assert finding.candidate is not None and finding.candidate.accuracy_after is not None
+    assert [(a.contaminated, len(a.record_ids)) for a in told.accuracy] == [(2, 2)]
+    told = compare(loaded([record("hf-peft", **busy), record("unsloth", **broken)]))
+    assert only(told.pairs).parity is None and told.accuracy == []
 
 
 def test_every_record_appears_when_there_are_three_backends() -> None:

@@ -15,13 +15,15 @@ import pytest
 from bench import cpu, fingerprint, stream
 from bench.parity import Check, Parity, gate
 from bench.probe import DISTANCE_ERROR
-from bench.record import AuditEntry, DataFacts
+from bench.record import AuditEntry, DataFacts, Health
 from bench.rounding import ROUNDOFF, Rounding
 from bench.store import Loaded, load
 from tests.backends.trial import LAYERS, Trial, Unchecked, adapted_by
 from tests.synthetic import environment, record
 
 Runs = Callable[..., Loaded]
+BUSY = Health(reasons=["1 other compute process(es) on the GPU while the cell ran"])
+BROKEN = Health(reasons=["1 uncorrected ECC error(s) while the cell ran"], ecc_errors=1)
 LAST_Q = f"model.layers.{LAYERS - 1}.self_attn.q_proj.lora_A.default.weight"
 
 
@@ -239,9 +241,16 @@ def test_controls_of_another_cell_environment_or_outcome_do_not_count() -> None:
     unfit = [
         with_losses(losses, cell={"seed": 1, "r": 8}), with_losses(losses, "unsloth", cell={"seed": 1}),
         with_losses(losses, cell={"seed": 1}, env=environment(torch="2.12.0")),
-        with_losses(losses, cell={"seed": 1}, status="contaminated"),
+        with_losses(losses, cell={"seed": 1}, status="contaminated", health=BROKEN),
     ]  # fmt: skip
     assert check(gate([made()], [made("unsloth")], unfit), "loss curve").status == "not checked"
+
+
+def test_a_contaminated_run_with_another_seed_is_fit_for_the_loss_curve() -> None:
+    losses = [2.0, 1.9, 1.8]
+    other = with_losses([2.4, 2.3, 2.2], cell={"seed": 1}, status="contaminated", health=BUSY)
+    curve = check(gate([with_losses(losses)], [with_losses([2.1, 2.0, 1.9], "unsloth")], [other]), "loss curve")
+    assert curve.status == "ok" and "seeds 1 and 3407" in curve.detail
 
 
 def test_full_fine_tuning_has_no_adapter_to_compare() -> None:

@@ -149,6 +149,9 @@ def accuracy_row(finding: AccuracyFinding) -> AccuracyRow:
     )
     if paired.seed_low is not None and paired.seed_high is not None:
         result += f"; with the seed as the unit [{100 * paired.seed_low:+.1f}, {100 * paired.seed_high:+.1f}]"
+    if finding.contaminated:
+        runs = len(finding.record_ids)
+        result += f"; {finding.contaminated} of {runs} runs contaminated, which sways times and not answers"
     if paired.mcnemar:
         result += f"; McNemar p = {number(paired.mcnemar.p_value, 2)}"
     return AccuracyRow(what, sides, result, paired.verdict)
