@@ -162,6 +162,7 @@ def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, seeds: dict[st
     verdict, why = _verdict(pair, base, cand, parity)
     measured = verdict == "measured" and base is not None and cand is not None
     rates = stats.ratio(_rates(cand), _rates(base)) if base and cand else None
+    work = stats.ratio(_gpu_work(base), _gpu_work(cand)) if base and cand else None
     if verdict == "parity failed" and rates and rates.value:
         why += f"; the ratio of the rates, {rates.value:.2f}, is no speedup"
     return Finding(
@@ -177,6 +178,7 @@ def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, seeds: dict[st
         dispatch=_dispatch(base, cand),
         memory={meter: _memory(meter, base, cand, compare=measured) for meter in METERS},
         rates=rates if measured else None,
+        gpu_work=work if measured and work and work.value else None,
         speedup=rates.value if measured and rates else None,
         break_even_steps=_break_even(base.side, cand.side) if measured and base and cand else None,
     )
@@ -215,6 +217,8 @@ def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Sid
         tokens_per_s=middle(derived, lambda d: d.tokens_per_s),
         padded_tokens_per_s=middle(derived, lambda d: d.padded_tokens_per_s),
         step_s=middle(derived, lambda d: d.step_s_median),
+        gpu_work_s=middle(derived, lambda d: d.gpu_work_s),
+        gpu_share=middle(derived, lambda d: d.gpu_share),
         mfu=middle(derived, lambda d: d.mfu),
         startup_s=middle(derived, lambda d: d.startup_s),
         unsettled=sum(d.settled is False for d in derived),
@@ -309,6 +313,10 @@ def _spread(derived: list[Derived], meter: Meter) -> stats.Spread | None:
 
 def _rates(side: _Side) -> list[float]:
     return values(side.derived, lambda d: d.tokens_per_s)
+
+
+def _gpu_work(side: _Side) -> list[float]:
+    return values(side.derived, lambda d: d.gpu_work_s)
 
 
 def _break_even(base: Side, cand: Side) -> float | None:

@@ -51,6 +51,11 @@ class Derived(Frozen):
     step_s_median: float | None = None
     step_s_p10: float | None = None
     step_s_p90: float | None = None
+    gpu_work_s: float | None = None
+    """Seconds in GPU kernels, summed, of a step's forward and backward passes: the fingerprint's one pass times the
+    accumulation. Null on a CPU."""
+    gpu_share: float | None = None
+    """``gpu_work_s`` over the median step: what is missing to 1 is the optimizer, the data and waiting for the CPU."""
     mfu: float | None = None
     """Model FLOPs utilisation over the timed steps, padded tokens (see bench.flops); null where the GPU's peak or the
     architecture is unknown, where MIG hands out part of a GPU, or where fp32 weights make bf16's peak the wrong one."""
@@ -89,7 +94,7 @@ def derive(record: Record, config_of: ConfigOf = known_config) -> Derived:
     if record.status != "ok" or not seconds:
         return Derived.model_validate(base)
 
-    middle = median(seconds)
+    middle, work_s = median(seconds), _gpu_work_s(record)
     tenths = quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [middle] * 9
     return Derived.model_validate({
         **base,
@@ -101,6 +106,8 @@ def derive(record: Record, config_of: ConfigOf = known_config) -> Derived:
         "step_s_median": middle,
         "step_s_p10": tenths[0],
         "step_s_p90": tenths[-1],
+        "gpu_work_s": work_s,
+        "gpu_share": work_s / middle if work_s else None,
         "mfu": _mfu(record, seconds, padded, samples, config_of),
         "startup_s": _startup_s(record),
         "trainer": _trainer_check(record, begin),
@@ -141,6 +148,11 @@ def _startup_s(record: Record) -> float | None:
     if not {"import", "load"} <= walls.keys() or (record.cell.untimed_steps and "warmup" not in walls):
         return None
     return sum(walls.get(name, 0.0) for name in STARTUP)
+
+
+def _gpu_work_s(record: Record) -> float | None:
+    seen = record.fingerprint
+    return seen.device_s * record.cell.gradient_accumulation_steps if seen and seen.device == "cuda" else None
 
 
 def _mfu(

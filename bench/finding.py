@@ -66,6 +66,10 @@ class Side(Frozen):
     padded_tokens_per_s: float | None = None
     step_s: float | None = None
     """Median step, of the processes' medians."""
+    gpu_work_s: float | None = None
+    """GPU kernels of a step's forward and backward (bench.derived), of one profiled pass a process."""
+    gpu_share: float | None = None
+    """The same over the median step."""
     mfu: float | None = None
     startup_s: float | None = None
     unsettled: int
@@ -113,6 +117,8 @@ class Finding(Frozen):
     """Holm's, over all findings made together."""
     speed: RateVerdict | None = None
     """Of the candidate; null where there is no speedup."""
+    gpu_work: Ratio | None = None
+    """Baseline's GPU time over the candidate's: what the ratio of rates would be if no step waited for the CPU."""
     memory: dict[Meter, Memory] = {}
     parity: Parity | None = None
     dispatch: Difference | None = None

@@ -148,7 +148,13 @@ def _equal(
 
 
 def _reading(name: str) -> Callable[[Record], str | None]:
-    return lambda record: next((entry.effective for entry in record.audit if entry.name == name), None)
+    """What the audit read. Old records name an enumeration's member (OptimizerNames.ADAMW), later ones its value."""
+
+    def read(record: Record) -> str | None:
+        text = next((entry.effective for entry in record.audit if entry.name == name), None)
+        return text and re.sub(r"\b(?:OptimizerNames|SchedulerType)\.(\w+)", lambda member: member[1].lower(), text)
+
+    return read
 
 
 def _seen_by_model(base: list[Record], cand: list[Record]) -> Check:

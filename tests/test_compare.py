@@ -12,6 +12,7 @@ from bench.errors import InputError
 from bench.finding import AccuracyFinding, Finding
 from bench.groups import pairs
 from bench.record import DataFacts, FileRef, Fingerprint, Health, Phase, Record, Steps
+from bench.report.rows import make_rows
 from bench.store import Loaded
 from tests.synthetic import GIB, environment, evaluation, record, unfinished
 
@@ -298,6 +299,31 @@ def test_a_failed_parity_leaves_a_warning_and_no_speedup() -> None:
     assert finding.speedup is None and finding.speed is None and finding.memory["nvml_process"].saving is None
     assert finding.candidate is not None and finding.candidate.tokens_per_s == 1600
     assert finding.parity is not None and finding.parity.status == "failed"
+
+
+def profiled(device_s: float, device: str = "cuda") -> Fingerprint:
+    file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
+    return Fingerprint(file=file, device=device, kernels=1, launches=1, device_s=device_s, sha256="f" * 64)
+
+
+def test_gpu_time_is_the_profiled_pass_times_the_accumulation_and_its_ratio_has_the_process_as_unit() -> None:
+    runs = [
+        record(backend, serial=n, cell={"gradient_accumulation_steps": 2}, fingerprint=profiled(work_s + n / 1000))
+        for backend, work_s in (("hf-peft", 0.3), ("unsloth", 0.1)) for n in range(3)
+    ]  # fmt: skip
+    finding = only(findings(runs))
+    assert finding.baseline is not None and finding.candidate is not None and finding.gpu_work is not None
+    assert (finding.baseline.gpu_work_s, finding.candidate.gpu_work_s) == pytest.approx((0.602, 0.202))
+    assert finding.baseline.gpu_share == pytest.approx(0.602)  # of steps of 1 s
+    assert finding.gpu_work.value == pytest.approx(0.301 / 0.101) and finding.gpu_work.interval() is not None
+    text = make_rows([finding])[0].gpu_work
+    assert text.startswith("GPU time 2.98x 99 % [") and text.endswith("GPU at work 60 % / 20 % of a step")
+
+
+@pytest.mark.parametrize("seen", [None, profiled(0.3, "cpu")])
+def test_without_a_profile_of_a_gpu_there_is_no_gpu_time(seen: Fingerprint | None) -> None:
+    finding = only(findings([record("hf-peft", fingerprint=profiled(0.3)), record("unsloth", fingerprint=seen)]))
+    assert finding.verdict == "measured" and finding.gpu_work is None and make_rows([finding])[0].gpu_work == ""
 
 
 def test_seeds_are_compared_item_by_item(tmp_path: Path) -> None:

@@ -223,6 +223,8 @@ def test_optional_readings_fail_where_they_differ_and_do_not_hold_up_the_verdict
         return made(audit=[AuditEntry(name="recipe", requested=None, effective=recipe, ok=True)])
 
     assert check(gate([audited("lr 1")], [audited("lr 2")]), "recipe").status == "failed"
+    spelled = "OptimizerNames.ADAMW_8BIT, lr 1 SchedulerType.LINEAR", "adamw_8bit, lr 1 linear"
+    assert check(gate([audited(spelled[0])], [audited(spelled[1])]), "recipe").status == "ok"
     without = check(gate([audited("lr 1")], [made()]), "recipe")
     assert without.status == "not checked" and not without.required
 

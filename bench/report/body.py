@@ -44,7 +44,7 @@ def _speed_row(one: FindingView) -> Row:
     cells = [
         Cell(f"F{one.number}", href=f"#{one.anchor}"),
         _what(one),
-        Cell(row.speedup, sub=row.certainty),
+        Cell(row.speedup, sub="; ".join(filter(None, [row.certainty, row.gpu_work]))),
         Cell(row.baseline_rate, sub=row.baseline),
         Cell(row.candidate_rate, sub=row.candidate),
         Cell(row.parity),

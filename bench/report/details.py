@@ -52,7 +52,11 @@ def finding_details(one: FindingView, index: dict[str, int]) -> dict[str, Any]:
             ("why no interval", rates.why or ""), ("p", number(rates.p_value)),
             ("p, Holm-adjusted", number(found.adjusted_p_value)), ("would have shown", percent(rates.mde)),
         ) if text not in ("", UNKNOWN)]  # fmt: skip
-    facts += [(name, text) for name, text in (("kernels", one.row.dispatch), ("control", one.row.controls)) if text]
+    facts += [
+        (name, text)
+        for name, text in (("GPU time", one.row.gpu_work), ("kernels", one.row.dispatch), ("control", one.row.controls))
+        if text
+    ]
     if found.break_even_steps is not None:
         facts.append(("break-even", one.row.break_even))
     sides = [side for side in (found.baseline, found.candidate) if side]
@@ -67,7 +71,7 @@ def finding_details(one: FindingView, index: dict[str, int]) -> dict[str, Any]:
 
 
 SIDE_COLUMNS = [
-    "side", "n", "tokens/s", "padded tokens/s", "median step", "MFU", "startup",
+    "side", "n", "tokens/s", "padded tokens/s", "median step", "GPU time", "MFU", "startup",
     *(f"{name}, GiB" for name in METER_NAMES.values()),
 ]  # fmt: skip
 
@@ -79,8 +83,10 @@ def _side(side: Side) -> list[str]:
         else f"{gib(spread.median)} ({gib(spread.minimum)} to {gib(spread.maximum)})"
         for spread in side.training_peaks.values()
     ]  # fmt: skip
-    return [side.backend, str(side.processes), number(side.tokens_per_s), number(side.padded_tokens_per_s),
-            seconds(side.step_s), percent(side.mfu), seconds(side.startup_s), *peaks]  # fmt: skip
+    return [
+        side.backend, str(side.processes), number(side.tokens_per_s), number(side.padded_tokens_per_s),
+        seconds(side.step_s), seconds(side.gpu_work_s), percent(side.mfu), seconds(side.startup_s), *peaks,
+    ]  # fmt: skip
 
 
 def _steady(one: RecordView) -> Facts:
@@ -92,6 +98,8 @@ def _steady(one: RecordView) -> Facts:
         ("tokens/s, padded", number(derived.padded_tokens_per_s)),
         ("tokens/s by median step", number(derived.tokens_per_s_by_median_step)),
         ("samples/s", number(derived.samples_per_s)), ("step, median", seconds(derived.step_s_median)),
+        ("GPU time of forward and backward", seconds(derived.gpu_work_s)),
+        ("GPU at work, of a step", percent(derived.gpu_share)),
         ("step, p10 to p90", f"{seconds(derived.step_s_p10)} to {seconds(derived.step_s_p90)}"),
         ("MFU", percent(derived.mfu)), ("startup", seconds(derived.startup_s)),
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from bench.finding import Accuracy, AccuracyFinding, Finding, Interval, Memory, 
 from bench.fingerprint import Difference
 from bench.parity import Parity
 from bench.report.format import UNKNOWN, gib, number, percent, rate, times
+from bench.stats import ALPHA
 
 METER_NAMES = {
     "torch_allocated": "torch allocated", "torch_reserved": "torch reserved", "nvml_process": "NVML process",
@@ -48,6 +49,8 @@ class Row:
     speedup: str
     certainty: str
     """The interval, or why there is none."""
+    gpu_work: str
+    """The ratio of GPU time, and which share of a step each side's GPU works; empty where it was not profiled."""
     memory: list[MemoryCell]
     baseline_accuracy: str
     candidate_accuracy: str
@@ -101,6 +104,7 @@ def _row(finding: Finding, differing: Sequence[str]) -> Row:
         candidate_rate=_side_rate(cand),
         speedup=times(finding.speedup),
         certainty=_certainty(finding),
+        gpu_work=_gpu_work(finding),
         memory=[_memory(METER_NAMES[meter], memory) for meter, memory in finding.memory.items()],
         baseline_accuracy=_accuracy(base),
         candidate_accuracy=_accuracy(cand),
@@ -171,6 +175,15 @@ def _certainty(finding: Finding) -> str:
         return f"{finding.speed}, {interval_text(finding.speedup_interval)}{power}"
     counts = [side.processes for side in (finding.baseline, finding.candidate) if side]
     return f"n={min(counts)}, no interval"
+
+
+def _gpu_work(finding: Finding) -> str:
+    if finding.gpu_work is None:
+        return ""
+    ends = finding.gpu_work.interval()
+    certain = f" {interval_text(Interval(low=ends[0], high=ends[1], level=1 - ALPHA))}" if ends else ""
+    shares = [percent(side.gpu_share, 0) for side in (finding.baseline, finding.candidate) if side]
+    return f"GPU time {times(finding.gpu_work.value)}{certain}, GPU at work {' / '.join(shares)} of a step"
 
 
 def _dispatch(difference: Difference | None) -> str:
