@@ -86,6 +86,16 @@ def measured_between(records: Iterable[Record]) -> dict[str, float]:
     return found
 
 
+def gpu_work(records: Iterable[Record]) -> dict[str, list[float]]:
+    """By cell with at least six profiled ok processes in one environment: seconds of GPU time, in the order run."""
+    groups: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    for record in records:
+        if record.status == "ok" and record.fingerprint and record.fingerprint.device == "cuda":
+            run = record.started_at, record.fingerprint.device_s
+            groups[record.cell.slug, record.environment.fingerprint].append(run)
+    return {slug: [time_s for _, time_s in sorted(runs)] for (slug, _), runs in groups.items() if len(runs) >= 6}
+
+
 def coverage(draw: Callable[[np.random.Generator, int, int], tuple[Array, Array]], processes: int, count: int) -> dict[
     str, tuple[float, float]
 ]:  # fmt: skip
@@ -175,10 +185,7 @@ def main(folder: Path) -> None:
     records = [item.record for item in load(folder)[0] if item.record.status == "ok" and item.record.steps.wall_s]
     recorded = {r.cell.slug: steady_steps(r) for r in records}  # repeats of a cell have its noise: the latest stands
     _print_methods(max(recorded.values(), key=len))
-    between = measured_between(records)
-    print("### Spread between processes, as measured\n")
-    print(table(["cell", "sd of log rate"], ([k, percent(v)] for k, v in between.items())) if between
-          else "No cell has three processes in one environment.\n")  # fmt: skip
+    _print_measured(records, recorded)
     _print_same(recorded)
     _print_slowdown(recorded)
     _print_power()
@@ -196,6 +203,33 @@ def _print_methods(steps_s: Array) -> None:
     print(table(["fall from process to process", "Welch's t", "paired t"],
                 ([f"{100 * d:g} %", *map(percent, power_under_drift(d))]
                  for d in (0, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01))))  # fmt: skip
+
+
+def _print_measured(records: list[Record], recorded: dict[str, Array]) -> None:
+    """What was measured of the spread between processes, and what it does to experiments of 8 and 6 a side."""
+    between, work = measured_between(records), gpu_work(records)
+    rows = []
+    for seed, (slug, sd) in enumerate(between.items()):
+        same = experiments(recorded[slug], processes=8, between=sd, slowdown=0, count=EXPERIMENTS, seed=seed)
+        slow = experiments(recorded[slug], processes=6, between=sd, slowdown=SLOWDOWN, count=EXPERIMENTS, seed=seed)
+        false = same["faster"] + same["slower"]
+        rows.append([slug, percent(sd), percent(false / EXPERIMENTS), percent(slow["slower"] / EXPERIMENTS)])
+    print("### Spread between processes, as measured\n")
+    header = ["cell", "sd of log rate", "8 a side: false verdicts", f"6 a side: {percent(SLOWDOWN)} slower found"]
+    print(table(header, rows) if rows else "No cell has three processes in one environment.\n")
+    print("### GPU time of forward and backward, over the same processes\n")
+    rows = []
+    for slug, times_s in work.items():
+        sd = float(np.std(np.log(times_s), ddof=1))
+        halves = [[t for n, t in enumerate(times_s) if (n % 4 in (0, 3)) == first] for first in (True, False)]
+        itself = ratio(*halves)
+        ends = itself.interval() or (np.nan, np.nan)
+        rows.append([
+            slug, str(len(times_s)), f"{100 * sd:.2f} %", f"{itself.value:.4f} [{ends[0]:.4f}, {ends[1]:.4f}]",
+            verdict(itself), percent(power(sd, 6, SLOWDOWN)),
+        ])  # fmt: skip
+    header = ["cell", "processes", "sd of log time", "one half over the other, 99 %", "verdict", header[-1]]
+    print(table(header, rows) if rows else "No cell was profiled on a GPU in six processes of one environment.\n")
 
 
 def _print_same(recorded: dict[str, Array]) -> None:

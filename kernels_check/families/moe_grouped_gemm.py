@@ -177,7 +177,7 @@ def _interface(device: str) -> Any:
 
 
 def _settings(variant: Variant) -> dict[str, Any]:
-    """The three kernels' settings, as Unsloth hands them over."""
+    """The kernels' settings, as Unsloth hands them over; with weights of the rows the forward kernel's alone."""
     names = ("KernelConfigForward", "KernelConfigBackward_dX", "KernelConfigBackward_dW")
     kinds = loading.unsloth("moe.grouped_gemm.kernels.tuning", *names)
     x, y, tma = variant.permuted != "X", variant.permuted != "Y", variant.tma
@@ -191,7 +191,8 @@ def _settings(variant: Variant) -> dict[str, Any]:
         },
     )
     made = {}
-    for name, kind, (m, n, k), flags in zip(("fwd", "bwd_dX", "bwd_dW"), kinds, variant.tiles, moved, strict=True):
+    used = ("fwd",) if variant.weighted else ("fwd", "bwd_dX", "bwd_dW")
+    for name, kind, (m, n, k), flags in zip(used, kinds, variant.tiles, moved, strict=False):
         tiles = {"BLOCK_SIZE_M": m, "BLOCK_SIZE_N": n, "BLOCK_SIZE_K": k}
         permuted = {"permute_x": not x, "permute_y": not y}
         made[f"kernel_config_{name}"] = kind(**tiles, **permuted, **flags)

@@ -52,6 +52,8 @@ def cases() -> list[Case]:
         Variant(name="one token", shape=(13, 192), tokens=1, dtypes=HALF),
         Variant(name="one token, one row", shape=(1, 64), tokens=1, dtypes=HALF),
         Variant(name="one token, scales not quantised", shape=(10, 128), tokens=1, nested=False, dtypes=HALF),
+        Variant(name="one token, two scales a row", shape=(10, 128), tokens=1, dtypes=HALF),
+        Variant(name="one token, a tile, scales not quantised", shape=(5, 2048), tokens=1, nested=False, dtypes=HALF),
         Variant(name="one token, two blocks of columns", shape=(6, 2112), tokens=1, dtypes=HALF),
         Variant(name="three tokens", shape=(9, 320), tokens=3, dtypes=HALF),
     ]
