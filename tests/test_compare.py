@@ -316,14 +316,15 @@ def test_gpu_time_is_the_profiled_pass_times_the_accumulation_and_its_ratio_has_
     assert (finding.baseline.gpu_work_s, finding.candidate.gpu_work_s) == pytest.approx((0.602, 0.202))
     assert finding.baseline.gpu_share == pytest.approx(0.602)  # of steps of 1 s
     assert finding.gpu_work.value == pytest.approx(0.301 / 0.101) and finding.gpu_work.interval() is not None
-    text = make_rows([finding])[0].gpu_work
-    assert text.startswith("GPU time 2.98x 99 % [") and text.endswith("GPU at work 60 % / 20 % of a step")
+    row = make_rows([finding])[0]
+    assert row.gpu_time == "2.98x"
+    assert row.gpu_note.startswith("99 % [") and row.gpu_note.endswith("at work 60 % / 20 % of a step")
 
 
 @pytest.mark.parametrize("seen", [None, profiled(0.3, "cpu")])
 def test_without_a_profile_of_a_gpu_there_is_no_gpu_time(seen: Fingerprint | None) -> None:
     finding = only(findings([record("hf-peft", fingerprint=profiled(0.3)), record("unsloth", fingerprint=seen)]))
-    assert finding.verdict == "measured" and finding.gpu_work is None and make_rows([finding])[0].gpu_work == ""
+    assert finding.verdict == "measured" and finding.gpu_work is None and make_rows([finding])[0].gpu_note == ""
 
 
 def test_seeds_are_compared_item_by_item(tmp_path: Path) -> None:

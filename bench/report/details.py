@@ -54,7 +54,11 @@ def finding_details(one: FindingView, index: dict[str, int]) -> dict[str, Any]:
         ) if text not in ("", UNKNOWN)]  # fmt: skip
     facts += [
         (name, text)
-        for name, text in (("GPU time", one.row.gpu_work), ("kernels", one.row.dispatch), ("control", one.row.controls))
+        for name, text in (
+            ("GPU time", one.row.gpu_note and f"{one.row.gpu_time}, {one.row.gpu_note}"),
+            ("kernels", one.row.dispatch),
+            ("control", one.row.controls),
+        )
         if text
     ]
     if found.break_even_steps is not None:

@@ -47,7 +47,7 @@ def summary(view: View) -> str:
     measured = [one for group in view.groups for one in group.findings if one.finding.speedup is not None]
     records = view.records
     failed = sum(one.record.status != "ok" for one in records)
-    lost = f", {failed} of them failed and shown" if failed else ""
+    lost = f", {failed} of them not ok and shown" if failed else ""
     held = sum(one.finding.parity is not None and one.finding.parity.status == "ok" for one in measured)
     return f"{len(records)} runs{lost}; {len(measured)} measured pairs, parity established for {held} of them."
 

@@ -49,8 +49,10 @@ class Row:
     speedup: str
     certainty: str
     """The interval, or why there is none."""
-    gpu_work: str
-    """The ratio of GPU time, and which share of a step each side's GPU works; empty where it was not profiled."""
+    gpu_time: str
+    """The ratio of GPU times of a forward and backward."""
+    gpu_note: str
+    """Its interval, and which share of a step each side's GPU works; empty where it was not profiled."""
     memory: list[MemoryCell]
     baseline_accuracy: str
     candidate_accuracy: str
@@ -104,7 +106,8 @@ def _row(finding: Finding, differing: Sequence[str]) -> Row:
         candidate_rate=_side_rate(cand),
         speedup=times(finding.speedup),
         certainty=_certainty(finding),
-        gpu_work=_gpu_work(finding),
+        gpu_time=times(finding.gpu_work.value if finding.gpu_work else None),
+        gpu_note=_gpu_note(finding),
         memory=[_memory(METER_NAMES[meter], memory) for meter, memory in finding.memory.items()],
         baseline_accuracy=_accuracy(base),
         candidate_accuracy=_accuracy(cand),
@@ -177,13 +180,13 @@ def _certainty(finding: Finding) -> str:
     return f"n={min(counts)}, no interval"
 
 
-def _gpu_work(finding: Finding) -> str:
+def _gpu_note(finding: Finding) -> str:
     if finding.gpu_work is None:
         return ""
     ends = finding.gpu_work.interval()
-    certain = f" {interval_text(Interval(low=ends[0], high=ends[1], level=1 - ALPHA))}" if ends else ""
+    certain = f"{interval_text(Interval(low=ends[0], high=ends[1], level=1 - ALPHA))}, " if ends else ""
     shares = [percent(side.gpu_share, 0) for side in (finding.baseline, finding.candidate) if side]
-    return f"GPU time {times(finding.gpu_work.value)}{certain}, GPU at work {' / '.join(shares)} of a step"
+    return f"{certain}at work {' / '.join(shares)} of a step"
 
 
 def _dispatch(difference: Difference | None) -> str:

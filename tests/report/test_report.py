@@ -132,7 +132,7 @@ def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<script" not in markdown
     (line,) = [line for line in markdown.splitlines() if "crashed" in line and line.startswith("|")]
-    assert len(re.findall(r"(?<!\\)\|", line)) == 15
+    assert len(re.findall(r"(?<!\\)\|", line)) == 16
     assert HOSTILE in content.own.pairs[0].why
     console = Console(width=200, record=True, file=StringIO())
     console.print(terminal_table(content.own))
