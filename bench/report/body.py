@@ -31,7 +31,7 @@ def _section(id: str, title: str, text: str, made: Sequence[Made], tables: Seque
 def _speed(view: View) -> Section | None:
     return _section(
         "speed", "Speed",
-        "Real tokens a second over the steady steps; every run in a process of its own. GPU time: the same ratio for the "
+        "Real tokens a second over the steady steps; every run in a process of its own. GPU time: that ratio for the "
         "kernels of one forward and backward alone, and the share of a step that each side's GPU is at work.",
         [speed.speedup_chart(view)], _by_group(view, lambda one: one.paired, SPEED_COLUMNS, _speed_row),
     )  # fmt: skip

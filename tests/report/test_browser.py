@@ -113,11 +113,12 @@ def test_numbers_lead_to_findings_to_records_to_samples(opened: Open) -> None:
     for words in ("Phases", "Settings", "Every step", "record.json", "samples.jsonl"):
         assert words in record.inner_text(), words
     record.query_selector("details summary").click()
-    assert len(record.query_selector_all("details tbody tr")) == 6  # two of warm-up and four
+    record.wait_for_selector("details tbody tr >> nth=5")  # two of warm-up and four
+    assert len(record.query_selector_all("details tbody tr")) == 6
     record.query_selector("button >> text=Show its memory over time").click()
-    assert page.is_visible("#chart-timeline svg")
+    page.wait_for_selector("#chart-timeline svg")
     page.click("tr[id^=record-]:has(+ tr.drawer) a[href^='#environment']")
-    assert page.is_visible("#environment details[open] >> text=driver")
+    page.wait_for_selector("#environment details[open] >> text=driver")
     links = page.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map(a => a.getAttribute('href').slice(1))")
     assert page.evaluate("ids => ids.filter(id => !document.getElementById(id))", links) == []
 
