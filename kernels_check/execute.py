@@ -14,6 +14,8 @@ from kernels_check.numerics import Bound, Worst, compare
 from kernels_check.poison import Memory, poisoned
 from kernels_check.record import Entry, Error
 
+NO_CUDA = "Torch not compiled with CUDA enabled"
+"""What torch says on a CPU where an older release asks CUDA for what the interpreter does not stand in for."""
 SWITCHED_OFF = re.compile(r"disabl|fall(s|ing)? back|switched off", re.I)
 
 
@@ -70,6 +72,8 @@ def run_one(case: Case, dtype: str, candidate: str, device: str, seed: int, expe
         except Missing as missing:
             return Entry(status="not runnable here", reason=str(missing), **entry)
         except Exception as error:  # whatever a kernel under test raises is that case's failure
+            if device == "cpu" and NO_CUDA in str(error):
+                return Entry(status="not runnable here", reason="calls CUDA where no interpreter stands in", **entry)
             entry["reason"] = f"{type(error).__name__}: {error}"
             got = None
     entry["launched"] = dict(sorted(launched.items()))

@@ -68,9 +68,10 @@ def test_an_input_may_be_overwritten_only_where_the_case_says_so(record: KernelR
 
 
 def test_exceptions_and_absences_are_told_apart(record: KernelRecord) -> None:
-    raised, absent, gpu = (entry(record, name) for name in ("raises", "absent", "GPU only"))
+    raised, absent, asking, gpu = (entry(record, name) for name in ("raises", "absent", "asks CUDA", "GPU only"))
     assert (raised.status, raised.reason) == ("failed", "RuntimeError: no such luck")
     assert (absent.status, absent.reason) == ("not runnable here", "unsloth 1.0: no such kernel")
+    assert (asking.status, asking.reason) == ("not runnable here", "calls CUDA where no interpreter stands in")
     assert (gpu.status, gpu.reason) == ("not runnable here", "needs tensor cores")
 
 

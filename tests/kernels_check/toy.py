@@ -56,6 +56,7 @@ def cases() -> list[Case]:
         "declared overwriting": Candidate(call=_overwriting, kernels=kernel, overwrites=("x",)),
         "raises": Candidate(call=_raising, kernels=kernel),
         "absent": Candidate(call=_absent, kernels=kernel),
+        "asks CUDA": Candidate(call=_asking, kernels=kernel),
         "GPU only": Candidate(call=_raising, kernels=kernel, cpu_reason="needs tensor cores"),
         "known": Candidate(call=partial(_sums, sign=-1.0), kernels=kernel, known_fault="reported upstream"),
         "says that it falls back": Candidate(call=_warning, kernels=kernel),
@@ -132,6 +133,10 @@ def _raising(inputs: Inputs) -> Results:
 
 def _absent(inputs: Inputs) -> Results:
     raise Missing("unsloth 1.0: no such kernel")
+
+
+def _asking(inputs: Inputs) -> Results:
+    raise AssertionError("Torch not compiled with CUDA enabled")
 
 
 def _dying(inputs: Inputs) -> Results:
