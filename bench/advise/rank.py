@@ -9,6 +9,7 @@ from bench.accuracy import MARGIN, compare_accuracy
 from bench.cell import Frozen
 from bench.derived import known_config
 from bench.errors import InputError
+from bench.health import computed_well
 from bench.store import Loaded
 
 
@@ -49,7 +50,7 @@ def accuracy_by_rank(loaded: Sequence[Loaded], margin: float = MARGIN) -> list[R
     groups: dict[str, list[Loaded]] = {}
     for item in loaded:
         record = item.record
-        if record.status == "ok" and record.eval_after and record.cell.r and record.cell.method == "lora":
+        if computed_well(record) and record.eval_after and record.cell.r and record.cell.method == "lora":
             groups.setdefault(record.cell.twin_key("r", "seed"), []).append(item)
     made = [_group(items, margin) for items in groups.values()]
     return sorted((one for one in made if one), key=lambda one: (one.model, one.task, one.backend))

@@ -14,6 +14,7 @@ from bench.claims.claim import Part, matches
 from bench.derived import METERS, Meter, derive, values
 from bench.errors import InputError
 from bench.groups import machine_name
+from bench.health import computed_well
 from bench.parity import ParityStatus, gate
 from bench.record import Record
 from bench.store import Loaded
@@ -97,9 +98,10 @@ def contrasts(part: Part, loaded: Sequence[Loaded]) -> Iterator[Sides]:
 
 def of_contrasts(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
     """The part's metric of every contrast that there are records of."""
+    if part.metric == "non_inferiority":
+        return _accuracies(part, loaded)
     read: Callable[[Sides, Sequence[Loaded]], list[Measure]] = {
         "speedup": _speedup, "vram_saving": _savings, "checkpoint_ratio": _checkpoints, "loss_distance": _losses,
-        "non_inferiority": _accuracy,
     }[part.metric]  # fmt: skip
     found = []
     for sides in contrasts(part, loaded):
@@ -180,23 +182,48 @@ def _losses(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
     return [sides.base(value=ratio, low=ratio, high=ratio, note=note)]
 
 
-def _samples(side: list[Loaded]) -> Loaded | None:
-    return next((one for one in side if one.record.eval_after), None)
+def _accuracies(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
+    """One measure for the seeds of a cell together: of each the latest evaluated run of both sides.
+
+    Contaminated runs are taken in where only their time and memory are in doubt (bench.health).
+    """
+    wanted, fields = set(part.cells()), sorted({*part.baseline, *part.candidate})
+    groups: dict[tuple[str, str], dict[Cell, Loaded]] = defaultdict(dict)
+    for one in sorted(loaded, key=lambda one: one.record.id):
+        cell = one.record.cell
+        if cell in wanted and one.record.eval_after and computed_well(one.record):
+            groups[cell.twin_key(*fields, "seed"), one.record.environment.fingerprint][cell] = one
+    found = []
+    for group in groups.values():
+        base = {cell.seed: one for cell, one in group.items() if matches(cell, part.baseline)}
+        others: dict[Cell, dict[int, Loaded]] = defaultdict(dict)
+        for cell, one in group.items():
+            if matches(cell, part.candidate) and cell.seed in base:
+                others[cell.model_copy(update={"seed": 0})][cell.seed] = one
+        for cand in others.values():
+            sides = Sides([base[seed] for seed in sorted(cand)], [cand[seed] for seed in sorted(cand)], [])
+            measure = _paired(sides)
+            if fields == ["backend"]:
+                gates = [gate([b], [c], loaded) for b, c in zip(sides.baseline, sides.candidate, strict=True)]
+                worst = max(gates, key=lambda parity: ("ok", "not checked", "failed").index(parity.status))
+                failed = f"parity {worst.text}"[:300] if worst.status == "failed" else None
+                measure = measure.model_copy(update={"parity": worst.status, "why": measure.why or failed})
+            found.append(measure)
+    return found
 
 
-def _accuracy(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
-    base, cand = _samples(sides.baseline), _samples(sides.candidate)
-    return [_paired(base, cand, sides) if base and cand else sides.base(why="no evaluation on both sides")]
-
-
-def _paired(base: Loaded, cand: Loaded, sides: Sides) -> Measure:
-    assert base.record.eval_after and cand.record.eval_after
-    paths = [one.folder / one.record.eval_after.samples.path for one in (base, cand) if one.record.eval_after]
+def _paired(sides: Sides) -> Measure:
+    """Accuracy of the candidate less the baseline's: a run a seed on both sides, in the same order."""
+    base, cand = (
+        [(one.folder / one.record.eval_after.samples.path, one.record.eval_after.metric)
+         for one in side if one.record.eval_after] for side in (sides.baseline, sides.candidate)
+    )  # fmt: skip
     try:
-        found = compare_accuracy(paths[:1], paths[1:], cand.record.eval_after.metric)
+        found = compare_accuracy([path for path, _ in base], [path for path, _ in cand], cand[0][1])
     except InputError as error:
         return sides.base(why=f"{error.where}: {error.what}")
-    note = f"{found.baseline:.1%} and {found.candidate:.1%} of {found.items} items; one pair of runs"
+    runs = "one pair of runs" if found.seeds == 1 else f"{found.seeds} seeds"
+    note = f"{found.baseline:.1%} and {found.candidate:.1%} of {found.items} items; {runs}"
     return sides.base(value=found.difference, low=found.low, high=found.high, note=note)
 
 
@@ -205,15 +232,14 @@ def by_rank(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
     wanted = set(part.cells())
     groups: dict[tuple[str, str], dict[int, list[Loaded]]] = defaultdict(lambda: defaultdict(list))
     for one in loaded:
-        if one.record.cell in wanted and one.record.status == "ok" and one.record.eval_after:
+        if one.record.cell in wanted and computed_well(one.record) and one.record.eval_after:
             key = one.record.cell.twin_key("r"), one.record.environment.fingerprint
             groups[key][one.record.cell.r or 0].append(one)
     found = []
     for ranks in groups.values():
         for low in (rank for rank in part.rule.at if rank in ranks):
             for high in sorted(rank for rank in ranks if rank > max(part.rule.at)):
-                sides = Sides(ranks[high], ranks[low], [])
-                pair = _paired(ranks[high][0], ranks[low][0], sides)
+                pair = _paired(Sides(ranks[high][:1], ranks[low][:1], []))
                 found.append(pair.model_copy(update={"label": f"r {low} against r {high}: {pair.label}"}))
     return found
 

@@ -1,5 +1,6 @@
 """Each rule on known numbers, and verdicts from records made up with known speeds, peaks and losses."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from bench.claims import verdict
 from bench.claims.claim import Claim, Part, Rule, suite_cells
 from bench.claims.measure import Measure
 from bench.claims.verdict import ClaimVerdict, Evidence, judge, together, verdicts
-from bench.record import Steps
+from bench.record import Health, Steps
 from bench.store import Loaded
-from tests.synthetic import environment, record, unfinished
+from tests.synthetic import environment, evaluation, record, unfinished
 
 AT_LEAST = Rule(kind="at_least", low=2, rounding=0.05)
 RANGE = Rule(kind="range", low=2, high=5)
@@ -197,6 +198,26 @@ def test_loss_curves_are_held_against_two_seeds_of_the_baseline(tmp_path: Path, 
     assert one(found, part).verdict == expected
     without_yardstick = [item for item in found if item.record.cell.seed != 1]
     assert one(without_yardstick, part).verdict == "inconclusive"
+
+
+def test_the_seeds_of_a_cell_are_one_measure_and_contaminated_runs_answer_for_it(tmp_path: Path) -> None:
+    def run(backend: str, seed: int, right: set[int], **fields: Any) -> Loaded:
+        folder = tmp_path / f"{backend}-{seed}"
+        folder.mkdir()
+        lines = [{"doc_id": n, "doc_hash": str(n), "exact_match": float(n in right)} for n in range(40)]
+        (folder / "eval.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        where = {"seed": seed, "r": 16}
+        (made,) = runs(folder, backend, (1.0,), suite="h100-seeds", where=where, eval_after=evaluation(0.5), **fields)
+        return made
+
+    busy: dict[str, Any] = {"status": "contaminated", "health": Health(reasons=["another process"])}
+    broken: dict[str, Any] = {"status": "contaminated", "health": Health(reasons=["Xid"], xid_errors=[79])}
+    base = [run("hf-peft", seed, set(range(20)), **busy) for seed in (1, 2, 3407)]
+    cand = [run("unsloth", 1, set(range(1, 20))), run("unsloth", 2, set(range(20)), **busy)]
+    cand.append(run("unsloth", 3407, set(), **broken))
+    found = one(base + cand, pair_part("non_inferiority", NON_INFERIOR, suite="h100-seeds"))
+    assert found.measured == pytest.approx(-0.5 / 40)  # one of 40 items in one of two seeds; the third is left out
+    assert set(found.records) == {item.record.id for item in base[:2] + cand[:2]}
 
 
 def test_the_committed_records_give_verdicts() -> None:
