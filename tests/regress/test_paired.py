@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InputError
+from bench.record import FileRef, Fingerprint
 from bench.regress import policy
 from bench.regress.index import Index
 from bench.regress.levels import paired
 from bench.regress.overlay import Overlay, build
 from bench.regress.verdict import Comparison, MetricVerdict, Side
+from bench.store import Loaded
 from tests.regress.wheels import PACKAGE, wheel
+from tests.synthetic import record
 
 SUITE = """
 name: fake
@@ -84,6 +87,27 @@ def test_a_candidate_that_runs_out_of_memory_regressed_and_no_more_pairs_are_run
 def test_a_spent_budget_ends_with_what_is_known(tmp_path: Path) -> None:
     found, code = compared(tmp_path, budget_minutes=0.0001, slower=1.05)
     assert code == 0 and set(found) == {"speed/ran"}
+
+
+def test_gpu_time_decides_where_the_wall_clock_is_open() -> None:
+    """Steps that vary by 13 % from process to process, as measured for a small model; GPU time that hardly does."""
+
+    def run(backend: str, n: int, wall_s: float, work_s: float) -> Loaded:
+        file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
+        seen = Fingerprint(file=file, device="cuda", kernels=1, launches=1, device_s=work_s, sha256="f" * 64)
+        return Loaded(record(backend, step_s=(wall_s,) * 4, fingerprint=seen, serial=n), Path("nowhere"))
+
+    walls, works = ((1.0, 1.2), (1.1, 0.9), (0.9, 1.0), (1.2, 1.1)), (0.3001, 0.3000, 0.3002, 0.2999)
+    runs = paired.Runs(pairs=[
+        (run("unsloth", n, one, works[n]), run("unsloth", n + 4, other, 1.05 * works[-n]))
+        for n, (one, other) in enumerate(walls)
+    ])  # fmt: skip
+    found = {metric.name: metric for metric in paired._metrics(runs, {}, policy.load())}
+    work = found["speed/gpu_work_s"]
+    assert found["speed/tokens_per_s"].verdict == "inconclusive"
+    assert work.verdict == "regressed" and work.gate and work.effect == pytest.approx(0.05, abs=1e-3)
+    without = paired.Runs(pairs=[(Loaded(record(), Path("nowhere")), Loaded(record(serial=1), Path("nowhere")))] * 4)
+    assert "speed/gpu_work_s" not in {metric.name for metric in paired._metrics(without, {}, policy.load())}
 
 
 def test_a_suite_of_several_cells_is_refused(tmp_path: Path) -> None:

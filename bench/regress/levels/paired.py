@@ -25,7 +25,10 @@ from bench.regress.sequential import LOOKS, MOST, Look, look
 from bench.regress.verdict import Comparison, MetricVerdict, Verdict
 from bench.store import Loaded, whole_file
 
-SPEED = "speed/tokens_per_s"
+Reading = Callable[[Derived], float | None]
+
+SPEED, GPU_WORK = "speed/tokens_per_s", "speed/gpu_work_s"
+"""The second is the time of the GPU's kernels alone (bench.derived): where steps wait for the CPU, it decides first."""
 GRACE_S = 120.0
 """Beyond the suite's own time limit, for imports and preparation."""
 
@@ -83,22 +86,28 @@ def _run_pair(
         runs.pairs.append((made[0], made[1]))
 
 
+def _peak(meter: Meter, derived: Derived) -> float | None:
+    return derived.training_peaks[meter]
+
+
+READINGS: dict[str, Reading] = {
+    SPEED: lambda one: one.tokens_per_s,
+    GPU_WORK: lambda one: one.gpu_work_s,
+    **{f"memory/{meter}_peak_bytes": partial(_peak, meter) for meter in METERS},
+}
+"""What is compared over pairs, by metric."""
+
+
 def _series(runs: Runs) -> dict[str, list[float]]:
     """The pairs' log ratios (candidate over baseline) of each metric that every run has."""
     derived = [(derive(base.record), derive(cand.record)) for base, cand in runs.pairs]
-    found = {SPEED: _logs(derived, lambda one: one.tokens_per_s)}
-    for meter in METERS:
-        found[f"memory/{meter}_peak_bytes"] = _logs(derived, partial(_peak, meter))
+    found = {name: _logs(derived, read) for name, read in READINGS.items()}
     return {name: logs for name, logs in found.items() if logs and len(logs) == len(derived)}
 
 
-def _logs(derived: list[tuple[Derived, Derived]], read: Callable[[Derived], float | None]) -> list[float]:
+def _logs(derived: list[tuple[Derived, Derived]], read: Reading) -> list[float]:
     values = [(read(base), read(cand)) for base, cand in derived]
     return [math.log(cand / base) for base, cand in values if base and cand]
-
-
-def _peak(meter: Meter, derived: Derived) -> int | None:
-    return derived.training_peaks[meter]
 
 
 def _decided(runs: Runs, looks: dict[str, Look], policy: Policy) -> bool:
@@ -120,7 +129,7 @@ def _metrics(runs: Runs, looks: dict[str, Look], policy: Policy) -> list[MetricV
     series = _series(runs) if len(runs.pairs) > 1 else {}
     for name in series:
         rule, better = policy.rule(name), "higher" if name == SPEED else "lower"
-        values = [tuple(_value(derive(one.record), name) for one in pair) for pair in runs.pairs]
+        values = [tuple(READINGS[name](derive(one.record)) or math.nan for one in pair) for pair in runs.pairs]
         middle = [sorted(side)[len(side) // 2] for side in zip(*values, strict=True)]
         found = looks.get(name)
         if found is None or found.change == "open":
@@ -129,13 +138,6 @@ def _metrics(runs: Runs, looks: dict[str, Look], policy: Policy) -> list[MetricV
     if runs.pairs:
         metrics += _dispatch(runs.pairs[0], policy) + _accuracy(runs.pairs[0], policy)
     return metrics
-
-
-def _value(derived: Derived, name: str) -> float:
-    if name == SPEED:
-        return derived.tokens_per_s or math.nan
-    peaks = {f"memory/{meter}_peak_bytes": peak for meter, peak in derived.training_peaks.items()}
-    return float(peaks[name] or math.nan)
 
 
 def _judged(name: str, found: Look, middle: list[float], better: str, rule: Rule) -> MetricVerdict:
