@@ -147,7 +147,12 @@ def report(
     across: AcrossOpt = None,
     include_contaminated: ContaminatedOpt = False,
 ) -> None:
-    """Compare records and write the report: index.html, report.md, findings.json, and the table printed here."""
+    """Compare records and write the report: index.html, report.md, findings.json, and the table printed here.
+
+    What lies beside the records of RUNS has sections of its own: every limit.json, RUNS/kernels/*.json and
+    RUNS/releases/*.jsonl.
+    """
+    from bench import beside as other_files
     from bench import report as reporting
     from bench.claims.section import section as claims_section
     from bench.claims.verdict import Evidence, verdicts
@@ -159,10 +164,11 @@ def report(
         found = compare(own, across=across or (), include_contaminated=include_contaminated)
         content = FindingsFile(title=title, own=found, published=compare(beside))
         evidence = Evidence.read(runs, own)
-        for line in evidence.unread:
+        others, unread = other_files.sections(runs, out_dir, {one.record.id for one in [*own, *beside]})
+        for line in dict.fromkeys([*evidence.unread, *unread]):
             err.print(f"[yellow]skipped[/] {escape(line)}", soft_wrap=True)
         judged = claims_section(verdicts(evidence))
-        reporting.render(content, own, beside, out_dir, added=[judged] if judged else [])
+        reporting.render(content, own, beside, out_dir, added=[*([judged] if judged else []), *others])
         for table in reporting.terminal_tables(content):
             out.print(table)
         out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)
@@ -178,6 +184,7 @@ def compare(
 ) -> None:
     """Compare the same cells of two run folders: two releases of a library, or one with itself."""
     from bench import report as reporting
+    from bench import show as showing
     from bench.compare import compare_sets
     from bench.finding import Findings, FindingsFile
 
@@ -187,6 +194,8 @@ def compare(
         content = FindingsFile(title=f"{candidate.name} against {baseline.name}", own=found, published=Findings())
         for table in reporting.terminal_tables(content):
             out.print(table)
+        for part in showing.courses(found, [*sides[0], *sides[1]], (str(baseline), str(candidate))):
+            out.print(part)
         if out_dir:
             reporting.render(content, [*sides[0], *sides[1]], [], out_dir)
             out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)

@@ -80,6 +80,17 @@ def overview(found: Findings, loaded: Sequence[Loaded]) -> Iterator[RenderableTy
     yield from _failures([one.record for one in loaded])
 
 
+def courses(found: Findings, loaded: Sequence[Loaded], names: tuple[str, str]) -> Iterator[RenderableType]:
+    """Step times and memory of both sides of every pair, under the ``names`` of the sets that the sides are from."""
+    by_id = {one.record.id: one for one in loaded}
+    for finding, row in zip(found.pairs, make_rows(found.pairs), strict=True):
+        if finding.baseline and finding.candidate:
+            what = " ".join(filter(None, [row.model, row.method, row.precision]))
+            extra = ", ".join(filter(None, [row.recipe, row.extra]))
+            yield Text.assemble(("\n" + what, "bold"), ("  " + extra, "dim"))
+            yield Padding(_sides(finding, by_id, names), (0, 0, 0, 2))
+
+
 def headline(finding: Finding) -> Text:
     """The finding as a sentence."""
     base, cand = finding.baseline, finding.candidate
@@ -102,19 +113,21 @@ def headline(finding: Finding) -> Text:
     return Text.assemble(*parts)
 
 
-def _sides(finding: Finding, by_id: dict[str, Loaded]) -> Table:
+def _sides(finding: Finding, by_id: dict[str, Loaded], names: tuple[str, str] = ("", "")) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
-    for side in filter(None, (finding.baseline, finding.candidate)):
+    for side, name in zip((finding.baseline, finding.candidate), names, strict=True):
+        if side is None:
+            continue
         one = _shown(side, by_id)
         peak = side.training_peaks["nvml_process"] or side.training_peaks["torch_allocated"]
         runs = f"{side.processes} run{'s' * (side.processes != 1)}"
         state = f"{fmt.rate(side.tokens_per_s)} tok/s" if side.status == "ok" else side.status
         table.add_row(
-            Text(f"{side.backend}\n{runs}"),
+            Text(f"{name or side.backend}\n{f'{side.backend}, ' if name else ''}{runs}"),
             Text(f"{state}\n{fmt.gib(peak.median if peak else None)} GiB", style=STATUS_STYLES.get(side.status, "red")),
             Text("\n").join([steps_line(one.record, _first(one.record)), memory_line(one)[1]]),
             Text(f"{fmt.seconds(side.step_s) + ' a step' if side.step_s else 'steps'}\nmemory", style="dim"),

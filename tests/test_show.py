@@ -11,9 +11,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.compare import compare
+from bench.compare import compare, compare_sets
 from bench.record import AuditEntry, FileRef, Health, Record, Timeline
-from bench.show import overview, whole_record
+from bench.show import courses, overview, whole_record
 from bench.sparkline import blocks, thinned
 from bench.store import Loaded, Store
 from tests import synthetic
@@ -110,6 +110,19 @@ def test_a_broken_timeline_is_a_dash(tmp_path: Path) -> None:
     one = with_timeline(tmp_path / "x", nvml_process_bytes=[1, 2])
     (one.folder / "timeline.parquet").write_bytes(b"not parquet")
     assert "— " in printed(overview(compare([one]), [one]))
+
+
+def test_both_sides_of_a_comparison_are_drawn_under_the_names_of_their_folders(tmp_path: Path) -> None:
+    slow = synthetic.record(step_s=(1.0, 1.0, 8.0, 1.0), cell={"model": "[bold]x"}, serial=1)
+    fast = with_timeline(tmp_path / "fast", nvml_process_bytes=[0, 50, 100])
+    fast = Loaded(fast.record.model_copy(update={"cell": slow.cell, "cell_digest": slow.cell_digest}), fast.folder)
+    alone = synthetic.record(cell={"r": 99}, serial=2)
+    sides = loaded(slow, alone), [fast]
+    text = printed(courses(compare_sets(*sides), [*sides[0], *sides[1]], ("runs/[old]", "runs/new")))
+    assert "[bold]x lora r16 bf16" in text and "hf-peft, 1 run" in text and "r99" not in text
+    old, new = (text[text.index(name) :] for name in ("runs/[old]", "runs/new"))
+    assert "▁▁█▁" in old[: old.index("runs/new")] and "—" in old[: old.index("runs/new")]
+    assert "▁▅█" in new and "a step" in new
 
 
 # One record

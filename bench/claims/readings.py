@@ -144,6 +144,8 @@ READINGS: dict[str, dict[str, Callable[[Found], Iterable[dict[str, Any]]]]] = {
 
 def of_limit(limit: Limit, ratio: bool, results: Sequence["LimitResult"]) -> list[Measure]:
     """The limit of the part's backend, or its ratio to the baseline's; the true limit lies below the first failure."""
+    from bench.limit.result import over
+
     sides: dict[str, list[LimitResult]] = {limit.backend: [], limit.baseline: []}
     for one in results:
         cell = one.cell
@@ -168,14 +170,12 @@ def of_limit(limit: Limit, ratio: bool, results: Sequence["LimitResult"]) -> lis
             continue
         for base in partners:
             content["records"] = content["records"] + [p.record_id for p in base.probes]
-            if not one.value or not base.value:
+            times = over(one, base)
+            if times is None:
                 content["why"] = f"{(base if one.value else one).backend} does not fit at all"
                 found.append(Measure(**content, value=None))
                 continue
-            found.append(Measure(
-                **content, value=one.value / base.value, low=one.value / (base.first_failing_value or base.value),
-                high=one.first_failing_value / base.value if one.first_failing_value else None,
-            ))  # fmt: skip
+            found.append(Measure(**content, value=times[0], low=times[1], high=times[2]))
     return found
 
 

@@ -66,16 +66,18 @@ class Evidence:
 
 def _kernels(folder: Path, unread: list[str]) -> list["Timings"]:
     """Timings of ``peftmark kernels speed`` in the folder's ``kernels``."""
+    from kernels_check.page.reading import read
     from kernels_check.page.timings import Timings
 
     found = []
     for path in sorted((folder / "kernels").glob("*.json")):
-        text = path.read_text(encoding="utf-8")
-        if '"benchmarks"' in text:
+        if b'"benchmarks"' in path.read_bytes():
             try:
-                found.append(Timings.model_validate_json(text))
-            except ValueError as error:
-                unread.append(f"{path}: {str(error).splitlines()[0]}")
+                content = read(path)
+            except InputError as error:
+                unread.append(str(error))
+            else:
+                found += [content] if isinstance(content, Timings) else []
     return found
 
 

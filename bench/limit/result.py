@@ -86,18 +86,29 @@ def write(result: LimitResult, folder: Path) -> Path:
         return draft.rename(folder / FILE)
 
 
+def read(path: Path) -> LimitResult:
+    """One ``limit.json``. InputError where it is none."""
+    try:
+        return LimitResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise InputError(str(path), f"not the result of a limits search: {first}", "run the search again") from error
+
+
 def load(folder: Path) -> list[LimitResult]:
     """Every result below a folder such as ``runs/limit`` or ``results/limits``, by name; a broken one is InputError."""
-    found = []
-    for path in sorted(folder.rglob(FILE)):
-        try:
-            found.append(LimitResult.model_validate_json(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            first = str(error).splitlines()[0]
-            raise InputError(
-                str(path), f"not the result of a limits search: {first}", "run the search again"
-            ) from error
-    return sorted(found, key=lambda result: result.name)
+    return sorted((read(path) for path in sorted(folder.rglob(FILE))), key=lambda result: result.name)
+
+
+def over(one: LimitResult, base: LimitResult) -> tuple[float, float, float | None] | None:
+    """The ratio of two limits, and between what it lies: a true limit is below its first failing value (null: no end).
+
+    None where a side has no limit.
+    """
+    if not one.value or not base.value:
+        return None
+    low = one.value / (base.first_failing_value or base.value)
+    return one.value / base.value, low, one.first_failing_value / base.value if one.first_failing_value else None
 
 
 def publish(folder: Path, into: Path) -> Path:

@@ -22,6 +22,8 @@ class Link:
 
     text: str
     href: str
+    fragment: str = ""
+    """Place in the page that a relative path leads to."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from bench.environment import Environment
 from bench.report.bars import BarGroup
 from bench.report.format import UNKNOWN
+from kernels_check.mutate import MutationRecord
 from kernels_check.page.compare import Comparison
-from kernels_check.page.timings import SpeedRow
+from kernels_check.page.timings import SpeedRow, Timings
+from kernels_check.record import KernelRecord
+from kernels_check.whole_model import ModelRecord
 
 
 @dataclass(frozen=True)
@@ -104,3 +107,19 @@ class Pairing:
     new: Source
     why_not: str
     found: Comparison | None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Everything that the page shows."""
+
+    sources: list[Source]
+    columns: list[tuple[Source, KernelRecord]]
+    """The newest check of each device: the columns of ``Family.rows``."""
+    families: list[Family]
+    mutation: MutationRecord | None
+    """The newest one."""
+    mutation_source: Source | None
+    models: list[tuple[Source, ModelRecord]]
+    speeds: list[tuple[Source, Timings]]
+    pairings: list[Pairing]

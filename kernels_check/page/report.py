@@ -4,7 +4,7 @@ Made from the files that ``peftmark kernels`` wrote (see ``reading``). A section
 filters and the bars are those of ``bench.report``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from bench.report.bars import Bar, BarGroup
 from bench.report.format import UNKNOWN, percent, seconds
 from kernels_check.mutate import MutationRecord
 from kernels_check.page import compare as comparing
-from kernels_check.page.parts import Cell, Family, Note, Pairing, Score, Source, SpeedTable
+from kernels_check.page.parts import Cell, Family, Gathered, Note, Pairing, Score, Source, SpeedTable
 from kernels_check.page.reading import Content, read_folder
 from kernels_check.page.timings import BASELINE, SpeedRow, Timings, speed_rows
 from kernels_check.record import BAD, Entry, Error, KernelRecord, Status
@@ -32,7 +32,17 @@ KINDS: dict[type[Content], str] = {
 
 def write(folder: Path, out: Path) -> None:
     """Read every file of ``folder`` and write ``out``/index.html and report.md. InputError where one is bad."""
-    content = read_folder(folder)
+    names = {"title": TITLE, **vars(gather(read_folder(folder), out))}
+    templates = page.make_templates()
+    templates.loader = ChoiceLoader([PackageLoader("kernels_check.page"), PackageLoader("bench.report")])
+    templates.filters.update(ratio=ratio_text, time=time_text)
+    out.mkdir(parents=True, exist_ok=True)
+    for template, file in (("kernels.html.j2", "index.html"), ("kernels.md.j2", "report.md")):
+        (out / file).write_text(templates.get_template(template).render(names), encoding="utf-8")
+
+
+def gather(content: Mapping[Path, Content], out: Path) -> Gathered:
+    """What the files say, ready to be shown on a page in ``out``: of checks the newest release's on each device."""
     sources = {path: _source(path, one, out) for path, one in content.items()}
     checks = {path: one for path, one in content.items() if isinstance(one, KernelRecord)}
     shown = {device: path for device in ("cpu", "cuda") if (path := _newest(checks, device))}
@@ -42,23 +52,16 @@ def write(folder: Path, out: Path) -> None:
     )  # fmt: skip
     speeds = [(sources[path], one) for path, one in content.items() if isinstance(one, Timings)]
     records = [(sources[path], checks[path]) for path in shown.values()]
-    names = {
-        "title": TITLE,
-        "sources": list(sources.values()),
-        "columns": records,
-        "families": _families(records, mutation[1] if mutation else None, speeds),
-        "mutation": mutation[1] if mutation else None,
-        "mutation_source": sources[mutation[0]] if mutation else None,
-        "models": [(sources[path], one) for path, one in content.items() if isinstance(one, ModelRecord)],
-        "speeds": speeds,
-        "pairings": _pairings(checks, shown, sources),
-    }
-    templates = page.make_templates()
-    templates.loader = ChoiceLoader([PackageLoader("kernels_check.page"), PackageLoader("bench.report")])
-    templates.filters.update(ratio=ratio_text, time=time_text)
-    out.mkdir(parents=True, exist_ok=True)
-    for template, file in (("kernels.html.j2", "index.html"), ("kernels.md.j2", "report.md")):
-        (out / file).write_text(templates.get_template(template).render(names), encoding="utf-8")
+    return Gathered(
+        sources=list(sources.values()),
+        columns=records,
+        families=_families(records, mutation[1] if mutation else None, speeds),
+        mutation=mutation[1] if mutation else None,
+        mutation_source=sources[mutation[0]] if mutation else None,
+        models=[(sources[path], one) for path, one in content.items() if isinstance(one, ModelRecord)],
+        speeds=speeds,
+        pairings=_pairings(checks, shown, sources),
+    )
 
 
 def _source(path: Path, content: Content, out: Path) -> Source:

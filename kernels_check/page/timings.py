@@ -5,8 +5,9 @@ bytes / bandwidth and flops / matmul rate; both ceilings are medians measured in
 Source: Williams, Waterman and Patterson, Roofline (2009).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, Tag
 
@@ -28,6 +29,10 @@ class Stats(_Read):
     q1: PositiveFloat
     q3: PositiveFloat
     rounds: int
+
+    def over(self, other: "Stats") -> tuple[float, float, float]:
+        """The other's median time over this one's, and from the quartiles that lie furthest apart."""
+        return other.median / self.median, other.q1 / self.q3, other.q3 / self.q1
 
 
 class Timed(_Read):
@@ -133,12 +138,26 @@ def _row(timings: Timings, timed: Timed, stats: Stats, base: Stats | None) -> Sp
     if timed.flops and (rate := timings.ceiling("matmul")):
         least["matmul"] = timed.flops / rate
     bound = max(least, key=lambda kind: least[kind], default=None)
-    ratios: dict[str, Any] = dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
-    if base and timed.candidate != BASELINE:
-        ratios = {
-            "ratio": base.median / stats.median,
-            "ratio_low": base.q1 / stats.q3,
-            "ratio_high": base.q3 / stats.q1,
-        }
+    ratio, low, high = stats.over(base) if base and timed.candidate != BASELINE else (None, None, None)
     share = least[bound] / stats.median if bound else None
-    return SpeedRow(timed=timed, stats=stats, share=share, bound=bound, **ratios)
+    return SpeedRow(
+        timed=timed, stats=stats, share=share, bound=bound, ratio=ratio, ratio_low=low, ratio_high=high
+    )  # fmt: skip
+
+
+def compared(rows: Sequence[SpeedRow]) -> dict[str, SpeedRow]:
+    """By candidate, a family's rows at the one place where its candidates are best compared; none where Unsloth was not
+    timed beside the baseline.
+
+    Forward and backward before forward alone, then where torch.compile was timed too, then the largest.
+    """
+    places: dict[tuple[str, ...], dict[str, SpeedRow]] = {}
+    for row in rows:
+        places.setdefault(_place(row.timed), {})[row.timed.candidate] = row
+    both = [place for place in places.values() if {BASELINE, "unsloth"} <= place.keys()]
+
+    def rank(place: dict[str, SpeedRow]) -> tuple[bool, bool, int, int]:
+        timed = place[BASELINE].timed
+        return "backward" in timed.direction, "compile" in place, timed.bytes, timed.flops
+
+    return max(both, key=rank, default={})

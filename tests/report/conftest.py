@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from bench.beside import sections
+from tests.report import beside
 from tests.report.made import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -14,7 +16,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="session")
 def made_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(tmp_path_factory.mktemp("everything"))
+    folder = tmp_path_factory.mktemp("everything")
+    beside.everything(folder / "results")
+    return report(folder, sections([folder / "results"], folder / "out", set())[0])
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ MARKS = """[...document.querySelectorAll('figure[data-chart]')].map(f => [f.data
     f.querySelectorAll('.plot [class*="mark-"] :is(path, line)').length])"""
 CHARTS = {
     "speedup", "peaks", "parts", "timeline", "scores", "differences", "choice", "loss", "step-times", "break-even",
-    "ladder-speed", "ladder-memory",
+    "ladder-speed", "ladder-memory", "limits", "kernels-speed", "releases",
 }  # fmt: skip
 
 

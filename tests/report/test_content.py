@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.beside import sections as sections_beside
 from bench.compare import compare
 from bench.finding import FindingsFile
 from bench.report import render
@@ -19,6 +20,7 @@ from bench.report.sections import Cell, Chart, Control, Link, Option, Row, Secti
 from bench.report.timeline import thin
 from bench.report.view import View, make_view
 from bench.store import Loaded
+from tests.report import beside
 from tests.report.made import HOSTILE, everything, report
 from tests.synthetic import environment, evaluation, record
 
@@ -164,7 +166,9 @@ def test_a_thousand_records_stay_under_six_megabytes(tmp_path: Path) -> None:
             curve = one.steps.model_copy(update={"loss": [1 + random.random() for _ in one.steps.loss]})
             own.append(Loaded(one.model_copy(update={"steps": curve}), tmp_path / str(i)))
     content = FindingsFile(title="Large", own=compare(own, config_of=lambda _: None), published=compare([]))
-    render(content, own, [], tmp_path / "out", lambda _: None)
+    beside.everything(tmp_path / "results")
+    added, _ = sections_beside([tmp_path / "results"], tmp_path / "out", set())
+    render(content, own, [], tmp_path / "out", lambda _: None, added)
     assert (tmp_path / "out" / "index.html").stat().st_size < LIMIT_BYTES
 
 
