@@ -3,8 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 
+from bench.cell import Frozen
 from bench.errors import InputError
+from bench.regress.policy import Policy
+from bench.regress.reading import Release
+from bench.regress.verdict import MetricVerdict, compare
+from bench.regress.watch import Measure
+
+SCHEMA_VERSION = 1
+"""Of a Bisection's file."""
 
 
 @dataclass
@@ -57,3 +67,90 @@ def search(
     found.last_without, found.first_with = versions[low], versions[high]
     found.between = [version for version in versions[low + 1 : high] if version in found.skipped]
     return found
+
+
+class Checked(Frozen):
+    """One release that was measured for the search."""
+
+    release: Release
+    changed: list[MetricVerdict] = []
+    """The metrics looked for that changed against the yardstick; of the yardstick, none."""
+
+
+class Bisection(Frozen):
+    """A search for a change in a package's releases, with what was measured for it."""
+
+    schema_version: int
+    created: datetime
+    package: str
+    good: str
+    """The older release, the yardstick."""
+    bad: str
+    metric: str
+    """Pattern of the metrics looked at."""
+    improved: bool
+    """Whether the release was looked for that mended, not broke."""
+    last_without: str
+    first_with: str
+    checks: int
+    """How many releases were checked, those that could not be included, the yardstick not."""
+    skipped: dict[str, str]
+    """Releases that could not be checked, with the reason."""
+    between: list[str]
+    """Skipped releases between the two: the change may have come with any of them."""
+    releases: list[Checked]
+    """In the order in which they were measured: the yardstick is the first."""
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of the metrics that changed with ``first_with``."""
+        return [m.name for one in self.releases if one.release.version == self.first_with for m in one.changed]
+
+
+def first_change(
+    versions: Sequence[str],
+    good: str,
+    bad: str,
+    measured: Measure,
+    policy: Policy,
+    *,
+    metric: str = "*",
+    improved: bool = False,
+    said: Callable[[str], None] = print,
+) -> Bisection:
+    """The first release after ``good`` in which a metric that ``metric`` matches regressed and counts, or improved.
+
+    InputError where ``good`` does not import, or ``bad`` cannot be checked or has no such change.
+    """
+    yardstick = measured(good)
+    if not yardstick.imports:
+        why = yardstick.by_name["static/import"].text
+        raise InputError(f"--good {good}", f"does not import: {why}", "give one that does, or --check kernels")
+    checked = {good: Checked(release=yardstick)}
+
+    def changed(version: str) -> bool:
+        try:
+            release = measured(version)
+        except InputError as error:
+            raise CannotCheck(f"{error.where}: {error.what}") from error
+        if not release.imports and metric != "static/import":
+            raise CannotCheck(f"does not import: {release.by_name['static/import'].text}")
+        comparison = compare(yardstick, release, policy)
+        wanted = [m for m in comparison.metrics if m.verdict == "improved"] if improved else comparison.failed
+        checked[version] = Checked(release=release, changed=[m for m in wanted if fnmatchcase(m.name, metric)])
+        return bool(checked[version].changed)
+
+    found = search(versions, good, bad, changed, said)
+    if found.first_with not in checked:
+        found.checks += 1
+        try:
+            has = changed(bad)
+        except CannotCheck as error:
+            raise InputError(f"--bad {bad}", str(error), "give a newer release that can be checked") from error
+        if not has:
+            raise InputError(f"--bad {bad}", f"has no such change against {good}", "look at: peftmark regress")
+    return Bisection(
+        schema_version=SCHEMA_VERSION, created=datetime.now(UTC), package=yardstick.package, good=good, bad=bad,
+        metric=metric, improved=improved, last_without=found.last_without, first_with=found.first_with,
+        checks=found.checks, skipped=found.skipped, between=found.between, releases=list(checked.values()),
+    )  # fmt: skip

@@ -1,7 +1,6 @@
 """``peftmark regress``, ``bisect`` and ``watch``."""
 
 import json
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,57 +87,36 @@ def bisect(
     improved: Annotated[bool, typer.Option("--improved", help="Find the release that mended, not broke.")] = False,
     hangs_after: HangOpt = 240.0,
     policy: PolicyOpt = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the search and its readings.")] = None,
 ) -> None:
     """Find the first release in which a metric changed against --good. Exit 0 found, 2 could not run."""
-    from bench.regress import bisect as searching
+    from bench.regress import outputs
     from bench.regress import policy as policies
-    from bench.regress.verdict import compare
+    from bench.regress.bisect import first_change
     from bench.regress.watch import measurer
 
     with told():
         index, rules = _index(wheelhouse), policies.load(policy)
         measured = measurer(package, index, _options(check, kernels, 1, hangs_after), _progress)
-        versions = index.versions(package)
-        yardstick = measured(good)
-        if not yardstick.imports:
-            why = yardstick.by_name["static/import"].text
-            raise InputError(f"--good {good}", f"does not import: {why}", "give one that does, or --check kernels")
-        names: dict[str, list[str]] = {}
-
-        def changed(version: str) -> bool:
-            try:
-                release = measured(version)
-            except InputError as error:
-                raise searching.CannotCheck(f"{error.where}: {error.what}") from error
-            if not release.imports and metric != "static/import":
-                raise searching.CannotCheck(f"does not import: {release.by_name['static/import'].text}")
-            comparison = compare(yardstick, release, rules)
-            wanted = [m for m in comparison.metrics if m.verdict == "improved"] if improved else comparison.failed
-            names[version] = [m.name for m in wanted if fnmatchcase(m.name, metric)]
-            return bool(names[version])
-
-        found = searching.search(versions, good, bad, changed, _progress)
-        if found.first_with not in names:
-            found.checks += 1
-            try:
-                has = changed(bad)
-            except searching.CannotCheck as error:
-                raise InputError(f"--bad {bad}", str(error), "give a newer release that can be checked") from error
-            if not has:
-                raise InputError(f"--bad {bad}", f"has no such change against {good}", "look at: peftmark regress")
+        found = first_change(
+            index.versions(package), good, bad, measured, rules, metric=metric, improved=improved, said=_progress
+        )
         out.print(
             f"first {'mended' if improved else 'bad'} release: [bold]{found.first_with}[/] "
             f"(last before it: {found.last_without}); {found.checks} checks and one of {good}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-        out.print(f"metrics: {escape(', '.join(names[found.first_with][:5]))}", highlight=False, soft_wrap=True)
+        out.print(f"metrics: {escape(', '.join(found.changed[:5]))}", highlight=False, soft_wrap=True)
         for version, reason in found.skipped.items():
             near = " (it may have come with this one)" if version in found.between else ""
             out.print(f"skipped {version}{near}: {escape(reason)}", highlight=False, soft_wrap=True)
+        if json_file:
+            outputs.write(json_file, found.model_dump_json(indent=1, exclude_defaults=True) + "\n")
 
 
 def watch(
     history_file: Annotated[Path, typer.Option("--history", help="History, one JSON line a release.")],
+    version: Annotated[str | None, typer.Option(help="Check this release as if it were the newest.")] = None,
     package: PackageOpt = "unsloth",
     wheelhouse: WheelhouseOpt = None,
     levels: LevelsOpt = LEVELS,
@@ -159,7 +137,10 @@ def watch(
     with told():
         index = _index(wheelhouse)
         measured = watching.measurer(package, index, _options(levels, kernels, import_runs, hangs_after), _progress)
-        found = watching.watch(history_file, index.versions(package), measured, policies.load(policy))
+        versions = index.versions(package)
+        if version:
+            versions = watching.until(versions, version, history_file)
+        found = watching.watch(history_file, versions, measured, policies.load(policy))
         if chart:
             drawn = [series.model_dump() for series in history.series(history.read(history_file))]
             outputs.write(chart, json.dumps(drawn, indent=1) + "\n")

@@ -54,8 +54,8 @@ def measure(overlay: Overlay, options: Options, said: Callable[[str], None] = la
     facts = {key: value for key, value in machine.comparable().items() if key.replace("-", "_") not in locked}
     return Release(
         created=datetime.now(UTC), package=overlay.package, version=overlay.version, lock=overlay.lock,
-        machine=machine_name(machine), environment=facts, checks_sha256=checks_sha256(), levels=levels,
-        readings=readings,
+        machine=machine_name(machine), environment=facts, checks_sha256=checks_sha256(),
+        git_revision=machine.git_revision, git_dirty=machine.git_dirty, levels=levels, readings=readings,
     )  # fmt: skip
 
 

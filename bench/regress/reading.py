@@ -73,6 +73,10 @@ class Release(Frozen):
     """What may sway a reading: ``bench.environment``'s comparable facts, the locked packages left out."""
     checks_sha256: str
     """Hash over the checks' source files."""
+    git_revision: str | None = None
+    """Of peftmark; null where it was not in git."""
+    git_dirty: bool | None = None
+    """Whether tracked files differed from it."""
     levels: dict[Level, LevelRun]
     readings: list[Reading]
 

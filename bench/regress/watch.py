@@ -54,6 +54,21 @@ def watch(file: Path, versions: list[str], measured: Measure, policy: Policy) ->
     return Watched(version=newest, comparison=comparison, new=True)
 
 
+def until(versions: list[str], version: str, file: Path) -> list[str]:
+    """``versions`` (oldest first) up to ``version``, as the index had them on its day.
+
+    InputError where it is none of them, or the history ``file`` has a newer one: a history is filled oldest first.
+    """
+    if version not in versions:
+        raise InputError(f"--version {version}", "is not among the releases", f"from {versions[0]} to {versions[-1]}")
+    kept = versions[: versions.index(version) + 1]
+    newer = [entry.release.version for entry in history.read(file) if entry.release.version in versions[len(kept) :]]
+    if newer:
+        mend = "fill a history oldest first, or give another --history"
+        raise InputError(f"--version {version}", f"{file} has a newer release, {newer[0]}", mend)
+    return kept
+
+
 def judged(release: Release, comparison: Comparison) -> Entry:
     """The history's line of a release that was compared."""
     return Entry(

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from bench import environment
 from bench.cache import sha256_file
 from bench.cli import app
 from bench.errors import InputError
+from bench.regress import history
+from bench.regress.bisect import Bisection
 from bench.regress.index import Index, requirement
 from bench.regress.levels.static import kernels
 from bench.regress.overlay import build
@@ -28,9 +31,10 @@ def regress(house: Path, old: str, new: str, *more: str) -> tuple[int, str]:
     return ran.exit_code, ran.output
 
 
-def bisected(house: Path, good: str, bad: str) -> Result:
+def bisected(house: Path, good: str, bad: str, *more: str) -> Result:
     return CliRunner().invoke(app, [
         "bisect", "--package", PACKAGE, "--wheelhouse", str(house), "--check", "static", "--good", good, "--bad", bad,
+        *more,
     ])  # fmt: skip
 
 
@@ -149,11 +153,39 @@ def test_bisect_names_the_first_bad_of_eight_and_skips_one_that_does_not_import(
     for number in range(9):
         body = "raise ImportError('half uploaded')" if number == 4 else ""
         wheel(tmp_path, f"1.{number}", body, ("triton<1",) if number >= 6 else ())
-    ran = bisected(tmp_path, "1.0", "1.8")
+    file = tmp_path / "found.json"
+    ran = bisected(tmp_path, "1.0", "1.8", "--json", str(file))
     assert ran.exit_code == 0, ran.output
     assert "first bad release: 1.6 (last before it: 1.5); 4 checks and one of 1.0" in ran.output
     assert "skipped 1.4: does not import: ImportError: half uploaded" in ran.output
     assert "static/requirements/triton" in ran.output
+    kept = Bisection.model_validate_json(file.read_text())
+    assert (kept.last_without, kept.first_with, list(kept.skipped)) == ("1.5", "1.6", ["1.4"])
+    assert [(one.release.version, [m.name for m in one.changed]) for one in kept.releases] == [
+        ("1.0", []), ("1.3", []), ("1.5", []), ("1.6", ["static/requirements/triton"]),
+    ]  # fmt: skip
+    assert kept.releases[0].release.git_revision == environment.current().git_revision
+
+
+def watched(house: Path, file: Path, version: str) -> Result:
+    return CliRunner().invoke(app, [
+        "watch", "--package", PACKAGE, "--wheelhouse", str(house), "--levels", "static", "--history", str(file),
+        "--version", version,
+    ])  # fmt: skip
+
+
+def test_a_history_is_filled_with_older_releases_oldest_first(tmp_path: Path) -> None:
+    for number in range(4):
+        wheel(tmp_path, f"1.{number}", "", ("triton<1",) if number == 2 else ())
+    file = tmp_path / "history.jsonl"
+    assert [watched(tmp_path, file, version).exit_code for version in ("1.0", "1.2", "1.3")] == [0, 1, 0]
+    entries = history.read(file)
+    assert [(e.release.version, e.against) for e in entries] == [("1.0", None), ("1.2", "1.0"), ("1.3", "1.0")]
+    assert "nothing new" in watched(tmp_path, file, "1.3").output
+    late, absent = watched(tmp_path, file, "1.1"), watched(tmp_path, file, "9.9")
+    assert late.exit_code == absent.exit_code == 2 and len(history.read(file)) == 3
+    assert "has a newer release, 1.2" in late.output.replace("\n", " ")
+    assert "--version 9.9: is not among the releases" in absent.output
 
 
 def test_bisect_refuses_ends_that_say_nothing(tmp_path: Path) -> None:
