@@ -181,8 +181,9 @@ def power_under_drift(
 
 
 def main(folder: Path) -> None:
-    """Print every table."""
-    records = [item.record for item in load(folder)[0] if item.record.status == "ok" and item.record.steps.wall_s]
+    """Print every table, from the runs on a GPU."""
+    ok = [item.record for item in load(folder)[0] if item.record.status == "ok" and item.record.steps.wall_s]
+    records = [record for record in ok if record.device_index is not None]
     recorded = {r.cell.slug: steady_steps(r) for r in records}  # repeats of a cell have its noise: the latest stands
     _print_methods(max(recorded.values(), key=len))
     _print_measured(records, recorded)

@@ -24,7 +24,7 @@ Memory peaks at one of four moments, and the parts are those of the largest one:
     last        backward of the first block: every gradient, one block's activations
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.advise.setup import Setup
@@ -93,13 +93,15 @@ class Estimate:
 
     moment: Moment
     parts: list[Part]
+    allocated_elsewhere: float = 0.0
+    """Largest torch allocated of the other moments: one with less slack can hold more tensors than the largest."""
 
     def _total(self, without: tuple[str, ...] = ()) -> float:
         return sum(part.size_bytes for part in self.parts if part.name not in without)
 
     @property
     def torch_allocated(self) -> float:
-        return self._total((SLACK, CONTEXT))
+        return max(self.allocated_elsewhere, self._total((SLACK, CONTEXT)))
 
     @property
     def torch_reserved(self) -> float:
@@ -133,7 +135,8 @@ def estimate(shape: Shape, setup: Setup, c: Coefficients) -> Estimate:
     """The parts of the largest moment."""
     moments: tuple[Moment, ...] = ("first", "last", "loss")
     made = [Estimate(moment, _at(moment, shape, setup, c)) for moment in moments]
-    return max(made, key=lambda one: one.nvml_process)
+    largest = max(made, key=lambda one: one.nvml_process)
+    return replace(largest, allocated_elsewhere=max(one.torch_allocated for one in made if one is not largest))
 
 
 def loading(shape: Shape, setup: Setup, c: Coefficients) -> Estimate:
