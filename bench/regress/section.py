@@ -37,10 +37,14 @@ def section(histories: Mapping[Path, Sequence[Entry]], out: Path) -> Section | N
     )  # fmt: skip
 
 
-def _interest(one: Series) -> tuple[bool, bool, bool]:
-    """Metrics that changed first, then the import's time, then those that are not 0 throughout."""
-    marks = {point.mark for point in one.points}
-    return not marks & {"regressed", "improved"}, one.name != IMPORT_TIME, not any(point.value for point in one.points)
+def _interest(one: Series) -> tuple[int, bool, bool]:
+    """Metrics that changed most often first, then the import's time, then those that are not 0 throughout."""
+    changes = sum(point.mark in ("regressed", "improved") for point in one.points)
+    return -changes, one.name != IMPORT_TIME, not any(point.value for point in one.points)
+
+
+def _text(one: Series, value: float | None) -> str:
+    return f"{value:.0f}" if one.unit == "bad" and value is not None else number(value)
 
 
 def _table(path: Path, entries: Sequence[Entry], out: Path) -> Table:
@@ -92,8 +96,8 @@ def _points(place: int, one: Series) -> list[dict[str, Any]]:
     return [
         {
             "series": place, "order": order, "release": point.version, "value": point.value,
-            "mark": point.mark or AS_BEFORE, "text": number(point.value) if point.mark else "",
-            "shown": f"{number(point.value)}{'' if one.unit == 'bad' or not one.unit else f' {one.unit}'}",
+            "mark": point.mark or AS_BEFORE, "text": _text(one, point.value) if point.mark else "",
+            "shown": f"{_text(one, point.value)}{'' if one.unit == 'bad' or not one.unit else f' {one.unit}'}",
         }
         for order, point in enumerate(one.points)
     ]  # fmt: skip
@@ -109,13 +113,15 @@ def _chart(series: Sequence[tuple[str, Series]], *, several: bool) -> Chart:
     labels = [f"{stem}: {_name(one)}" if several else _name(one) for stem, one in series]
     first = series[0][1]
     known = [point for point in first.points if point.value is not None]
-    told = [f"{point.version} {number(point.value)}" + f" ({point.mark})" * bool(point.mark) for point in known[-8:]]
+    told = [
+        f"{point.version} {_text(first, point.value)}" + f" ({point.mark})" * bool(point.mark) for point in known[-8:]
+    ]
     changed = Counter(point.mark for _, one in series for point in one.points if point.mark)
     marks = ", ".join(f"{count} times {mark}" for mark, count in changed.items()) or "no change that counts"
     return Chart(
         id="releases", title="From release to release",
-        see="One metric over releases; the selector has those that changed first. A mark of another colour is a change "
-            "against the last good release. Everything here is better when it is lower, except counts that must stay.",
+        see="One metric over releases; the selector has those first that changed most often. A mark of another colour is "
+            "a change against the last good release. Lower is better, except for counts that must stay.",
         alt=f"{labels[0]}: {', '.join(told) or 'no value'}. Over all {len(series)} metrics: {marks}.", spec=_spec(),
         tables=[RELEASES],
         columns={"release": "release", "shown": "value", "mark": "against the last good one"},
