@@ -120,8 +120,8 @@ def _chart(series: Sequence[tuple[str, Series]], *, several: bool) -> Chart:
     marks = ", ".join(f"{count} times {mark}" for mark, count in changed.items()) or "no change that counts"
     return Chart(
         id="releases", title="From release to release",
-        see="One metric over releases; the selector has those first that changed most often. A mark of another colour is "
-            "a change against the last good release. Lower is better, except for counts that must stay.",
+        see="One metric over releases; the selector has those first that changed most often. A mark of another colour "
+            "is a change against the last good release. Lower is better, except for counts that must stay.",
         alt=f"{labels[0]}: {', '.join(told) or 'no value'}. Over all {len(series)} metrics: {marks}.", spec=_spec(),
         tables=[RELEASES],
         columns={"release": "release", "shown": "value", "mark": "against the last good one"},
