@@ -17,9 +17,11 @@ is part of the environment that must be equal. The cap shows in the lowest clock
 
 A clock that is low throughout has a low median and is no drop: it is for the reader of the median to see.
 
-**Time and memory are spoiled, answers are not.** Another process or a slower clock changes how long a step takes and
-how much memory the GPU shows, not what is computed. Losses, gradients and answers of such a run stand; those of a run
-with an ECC or Xid error do not.
+**Time and the GPU's memory are spoiled, answers and the process's own memory are not.** Another process or a slower
+clock changes how long a step takes and how full the GPU is, not what a process computes and takes: a SmolLM2 cell run
+alone and run beside five others has the same peaks of torch allocated, torch reserved and NVML process, with either
+backend. Losses, gradients and answers of such a run stand, and calibrate takes its peaks; those of a run with an ECC or
+Xid error do not.
 """
 
 from statistics import median
@@ -41,7 +43,7 @@ median step."""
 
 
 def computed_well(record: Record) -> bool:
-    """Whether what the run computed can be compared, whatever disturbed its clock or its memory."""
+    """Whether what the run computed, and the memory it took for it, can be used, whatever disturbed its clock."""
     if record.status == "contaminated":
         return not (record.health and (record.health.ecc_errors or record.health.xid_errors))
     return record.status == "ok"

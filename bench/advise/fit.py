@@ -6,6 +6,7 @@ however many records it has. A weak pull towards the counted values (``PULL``) d
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,10 +17,11 @@ from bench.advise.parts import Coefficients, estimate
 from bench.advise.rank import RankAccuracy, accuracy_by_rank
 from bench.advise.setup import Setup, not_modelled, setup_of
 from bench.advise.shapes import Shape, shape_of
-from bench.advise.speed import SpeedPoint, speed_point
+from bench.advise.speed import SpeedPoint, speed_points
 from bench.cell import Frozen
 from bench.derived import derive, known_config
 from bench.errors import InputError
+from bench.health import computed_well
 from bench.record import Record
 from bench.store import Loaded
 
@@ -40,6 +42,7 @@ PULL = 0.02
 SOFT = 0.02
 """Residuals beyond this count linearly, so that one odd record does not move the rest (soft L1)."""
 MIN_RECORDS, MIN_ARCHITECTURES = 8, 2
+REPEATED = "an earlier run of a cell"
 
 
 @dataclass(frozen=True)
@@ -116,20 +119,21 @@ class Fit(Frozen):
 
 
 def observe(records: Sequence[Record]) -> tuple[list[Observation], dict[str, int]]:
-    """The records that can be fitted on, and how many cannot, by reason."""
-    found, skipped = list[Observation](), dict[str, int]()
-    for record in records:
+    """The records that can be fitted on, of each cell the latest, and how many cannot, by reason."""
+    found, skipped = dict[str, Observation](), Counter[str]()
+    for record in sorted(records, key=lambda record: record.id):
         made = _observation(record)
         if isinstance(made, str):
-            skipped[made] = skipped.get(made, 0) + 1
-        else:
-            found.append(made)
-    return found, skipped
+            skipped[made] += 1
+            continue
+        skipped[REPEATED] += record.cell_digest in found
+        found[record.cell_digest] = made
+    return list(found.values()), dict(+skipped)
 
 
 def _observation(record: Record) -> Observation | str:
     cell = record.cell
-    if record.status != "ok":
+    if not computed_well(record):
         return "did not end ok"
     if not record.environment.gpus:
         return "no GPU"
@@ -237,7 +241,7 @@ def calibrate(loaded: Sequence[Loaded]) -> Fit:
         t_quantile=_t_quantile(len(models)),
         rows=rows,
         covers=_covers(observations),
-        speeds=[point for record in records if (point := speed_point(record))],
+        speeds=speed_points(records),
         accuracy=accuracy_by_rank(loaded),
         skipped=skipped,
     )

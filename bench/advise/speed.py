@@ -7,7 +7,8 @@ share is not the same everywhere, so the interval widens with every doubling bet
 """
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from bench.advise.gpus import GpuSpec, by_nvml_name
 from bench.advise.parts import weights_parts
@@ -17,8 +18,9 @@ from bench.cell import Frozen
 from bench.derived import derive, known_config
 from bench.record import Record
 
-BASE_FACTOR = 1.15
-"""Interval where nothing but the rank differs from the record: runs of one cell on other days and machines."""
+BASE_FACTOR = 1.30
+"""Interval where nothing but the rank differs from the record: twice the standard deviation between processes of one
+cell on one machine (0.13 of the logarithm, a 1B model that waits for the CPU: docs/statistics.md)."""
 PER_DOUBLING = {"compute": 0.20, "bandwidth": 0.10, "parameters": 0.10, "tokens": 0.10}
 """Growth of the interval (in logarithms) for each doubling of the ratio between record and target."""
 OTHER_PRECISION = 0.30
@@ -56,7 +58,7 @@ class Rate(Frozen):
     """What limits it by the roofline: compute or bandwidth."""
 
 
-def speed_point(record: Record) -> SpeedPoint | None:
+def _speed_point(record: Record) -> SpeedPoint | None:
     """The record's rate; None where it has none, or is of something that is not modelled."""
     cell = record.cell
     if record.status != "ok" or not_modelled(cell) or cell.attention == "eager":
@@ -74,6 +76,15 @@ def speed_point(record: Record) -> SpeedPoint | None:
     )  # fmt: skip
 
 
+def speed_points(records: Iterable[Record]) -> list[SpeedPoint]:
+    """One a cell: of its runs the median one."""
+    cells: dict[str, list[SpeedPoint]] = defaultdict(list)
+    for record in records:
+        if point := _speed_point(record):
+            cells[record.cell_digest].append(point)
+    return [sorted(runs, key=lambda run: run.tokens_per_s)[len(runs) // 2] for runs in cells.values()]
+
+
 def predict_rate(points: Sequence[SpeedPoint], shape: Shape, setup: Setup, gpu: GpuSpec) -> Rate | None:
     """Tokens/s of a setup on a GPU; None where no record has its backend."""
     same = [point for point in points if point.backend == setup.backend]
@@ -81,7 +92,7 @@ def predict_rate(points: Sequence[SpeedPoint], shape: Shape, setup: Setup, gpu: 
         return None
     reach, point = min(((_reach(p, shape, setup, gpu), p) for p in same), key=lambda pair: pair[0])
     there = by_nvml_name(point.gpu)
-    assert there is not None  # speed_point keeps known GPUs alone
+    assert there is not None  # _speed_point keeps known GPUs alone
     was, _ = seconds_per_token(point.shape, _setup_of_point(point), there)
     now, bound = seconds_per_token(shape, setup, gpu)
     value, factor = point.tokens_per_s * was / now, math.exp(math.log(BASE_FACTOR) + reach)

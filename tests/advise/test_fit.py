@@ -26,6 +26,7 @@ from bench.advise.shapes import shape_of
 from bench.cli import app
 from bench.errors import InputError
 from bench.models.catalogue import catalogue
+from bench.record import Health
 from tests import synthetic
 from tests.advise.made import RESULTS, fit, records
 
@@ -76,6 +77,18 @@ def test_a_fit_survives_its_file(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(InputError, match="is not a fit file"):
         load_fit(tmp_path / "bad.json")
+
+
+def test_of_a_cell_the_latest_run_counts_and_a_contaminated_one_unless_the_gpu_was_at_fault() -> None:
+    """The process's own memory is what it is beside others; 16 runs of one cell say no more of the model than one."""
+    runs = [item.record for item in records() if item.record.cell.model == "llama-3.1-8b"][:2]
+    again = runs[0].model_copy(update={"id": runs[0].id.replace("2026", "2027"), "status": "contaminated",
+                                       "health": Health(reasons=["another process"])})  # fmt: skip
+    found, skipped = observe([again, *runs])
+    assert {one.record_id for one in found} == {again.id, runs[1].id} and skipped == {"an earlier run of a cell": 1}
+    broken = again.model_copy(update={"health": Health(reasons=["Xid"], xid_errors=[79])})
+    found, skipped = observe([broken, *runs])
+    assert {one.record_id for one in found} == {run.id for run in runs} and skipped == {"did not end ok": 1}
 
 
 def test_too_few_records_say_how_many_are_needed() -> None:
