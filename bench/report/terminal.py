@@ -27,11 +27,15 @@ LEGEND = (
 
 
 def terminal_tables(content: FindingsFile) -> list[RenderableType]:
-    """The tables of the report's own runs, then those of published ones under their label."""
+    """The tables of the report's own runs, then the measured pairs of published ones under their label."""
     tables: list[RenderableType] = [terminal_table(content.own)]
-    if content.published.pairs:
+    pairs = content.published.pairs
+    if pairs:
+        measured = [finding for finding in pairs if finding.verdict == "measured"]
         tables.append(Text("Published results, not from this run", style="bold"))
-        tables.append(terminal_table(content.published))
+        tables.append(terminal_table(content.published.model_copy(update={"pairs": measured})))
+        if len(measured) < len(pairs):
+            tables.append(Text(f"and {len(pairs) - len(measured)} without a measured pair: see the page"))
     return tables
 
 

@@ -216,6 +216,16 @@ def test_terminal_table_has_the_headline_numbers() -> None:
         assert part in text, part
 
 
+def test_of_published_results_the_terminal_shows_measured_pairs_and_counts_the_rest() -> None:
+    console = Console(width=160, record=True, file=StringIO())
+    lone = Loaded(record("hf-peft", cell={"model": "qwen2.5-7b"}), Path("nowhere"))
+    for table in terminal_tables(FindingsFile(title="", own=Findings(), published=compare([*pair(), lone]))):
+        console.print(table)
+    text = console.export_text()
+    assert "llama-3.1-8b" in text and "qwen2.5-7b" not in text
+    assert "and 1 without a measured pair: see the page" in text
+
+
 def test_terminal_tables_keep_published_results_apart() -> None:
     console = Console(width=160, record=True, file=StringIO())
     own = compare(loaded(record("hf-peft", env=environment(None))))
