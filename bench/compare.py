@@ -162,7 +162,7 @@ def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, seeds: dict[st
     verdict, why = _verdict(pair, base, cand, parity)
     measured = verdict == "measured" and base is not None and cand is not None
     rates = stats.ratio(_rates(cand), _rates(base)) if base and cand else None
-    work = stats.ratio(_gpu_work(base), _gpu_work(cand)) if base and cand else None
+    work = stats.ratio(_gpu_work(base), _gpu_work(cand)) if base and cand and measured else None
     if verdict == "parity failed" and rates and rates.value:
         why += f"; the ratio of the rates, {rates.value:.2f}, is no speedup"
     return Finding(
@@ -178,7 +178,8 @@ def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, seeds: dict[st
         dispatch=_dispatch(base, cand),
         memory={meter: _memory(meter, base, cand, compare=measured) for meter in METERS},
         rates=rates if measured else None,
-        gpu_work=work if measured and work and work.value else None,
+        gpu_work=work if work and work.value else None,
+        gpu_work_interval=_interval(work) if work else None,
         speedup=rates.value if measured and rates else None,
         break_even_steps=_break_even(base.side, cand.side) if measured and base and cand else None,
     )
@@ -188,12 +189,16 @@ def _judged(finding: Finding, adjusted_p: float | None) -> Finding:
     """The finding with what its ratio allows to be said, given all the others made beside it."""
     if finding.rates is None:
         return finding
-    ends = finding.rates.interval()
     return finding.model_copy(update={
         "speed": stats.verdict(finding.rates, p_value=adjusted_p),
         "adjusted_p_value": adjusted_p,
-        "speedup_interval": Interval(low=ends[0], high=ends[1], level=1 - stats.ALPHA) if ends else None,
+        "speedup_interval": _interval(finding.rates),
     })  # fmt: skip
+
+
+def _interval(ratio: stats.Ratio) -> Interval | None:
+    ends = ratio.interval()
+    return Interval(low=ends[0], high=ends[1], level=1 - stats.ALPHA) if ends else None
 
 
 def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Side | None:
@@ -233,8 +238,7 @@ def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Sid
 def _control(derived: list[Derived]) -> Control | None:
     """The side against itself: its runs in ABBA order as if they were two backends. Null below 3 runs a half."""
     rates = values(derived, lambda d: d.tokens_per_s)
-    first = [rate for i, rate in enumerate(rates) if i % 4 in (0, 3)]
-    second = [rate for i, rate in enumerate(rates) if i % 4 in (1, 2)]
+    first, second = stats.abba_halves(rates)
     if len(rates) != len(derived) or min(len(first), len(second)) < stats.MIN_PROCESSES:
         return None
     ratio = stats.ratio(first, second)

@@ -119,6 +119,7 @@ class Finding(Frozen):
     """Of the candidate; null where there is no speedup."""
     gpu_work: Ratio | None = None
     """Baseline's GPU time over the candidate's: what the ratio of rates would be if no step waited for the CPU."""
+    gpu_work_interval: Interval | None = None
     memory: dict[Meter, Memory] = {}
     parity: Parity | None = None
     dispatch: Difference | None = None

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.derived import derive
 from bench.record import Record
-from bench.stats import ALPHA, RateVerdict, detectable, ratio, verdict
+from bench.stats import ALPHA, RateVerdict, abba_halves, detectable, ratio, verdict
 from bench.steady import steady
 from bench.store import load
 
@@ -90,9 +91,8 @@ def gpu_work(records: Iterable[Record]) -> dict[str, list[float]]:
     """By cell with at least six profiled ok processes in one environment: seconds of GPU time, in the order run."""
     groups: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
     for record in records:
-        if record.status == "ok" and record.fingerprint and record.fingerprint.device == "cuda":
-            run = record.started_at, record.fingerprint.device_s
-            groups[record.cell.slug, record.environment.fingerprint].append(run)
+        if work_s := derive(record, lambda _: None).gpu_work_s:
+            groups[record.cell.slug, record.environment.fingerprint].append((record.started_at, work_s))
     return {slug: [time_s for _, time_s in sorted(runs)] for (slug, _), runs in groups.items() if len(runs) >= 6}
 
 
@@ -222,8 +222,7 @@ def _print_measured(records: list[Record], recorded: dict[str, Array]) -> None:
     rows = []
     for slug, times_s in work.items():
         sd = float(np.std(np.log(times_s), ddof=1))
-        halves = [[t for n, t in enumerate(times_s) if (n % 4 in (0, 3)) == first] for first in (True, False)]
-        itself = ratio(*halves)
+        itself = ratio(*abba_halves(times_s))
         ends = itself.interval() or (np.nan, np.nan)
         rows.append([
             slug, str(len(times_s)), f"{100 * sd:.2f} %", f"{itself.value:.4f} [{ends[0]:.4f}, {ends[1]:.4f}]",

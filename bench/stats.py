@@ -110,6 +110,12 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
     )
 
 
+def abba_halves(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A side's runs, in their order, as if two backends had made them in turns A B B A."""
+    first = [value for i, value in enumerate(values) if i % 4 in (0, 3)]
+    return first, [value for i, value in enumerate(values) if i % 4 in (1, 2)]
+
+
 def verdict(ratio: Ratio, margin: float = MARGIN, alpha: float = ALPHA, p_value: float | None = None) -> RateVerdict:
     """What the ratio of a candidate's rate to a baseline's says, at confidence ``1 - alpha``.
 

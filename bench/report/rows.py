@@ -9,7 +9,6 @@ from bench.finding import Accuracy, AccuracyFinding, Finding, Interval, Memory, 
 from bench.fingerprint import Difference
 from bench.parity import Parity
 from bench.report.format import UNKNOWN, gib, number, percent, rate, times
-from bench.stats import ALPHA
 
 METER_NAMES = {
     "torch_allocated": "torch allocated", "torch_reserved": "torch reserved", "nvml_process": "NVML process",
@@ -183,8 +182,7 @@ def _certainty(finding: Finding) -> str:
 def _gpu_note(finding: Finding) -> str:
     if finding.gpu_work is None:
         return ""
-    ends = finding.gpu_work.interval()
-    certain = f"{interval_text(Interval(low=ends[0], high=ends[1], level=1 - ALPHA))}, " if ends else ""
+    certain = f"{interval_text(finding.gpu_work_interval)}, " if finding.gpu_work_interval else ""
     shares = [percent(side.gpu_share, 0) for side in (finding.baseline, finding.candidate) if side]
     return f"{certain}at work {' / '.join(shares)} of a step"
 
