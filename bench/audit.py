@@ -109,7 +109,7 @@ class Watch:
 
     ``autocast``: the dtype in force where the token embedding is called, or off. ``forwards_per_layer``: how often the
     first block's MLP ran: 2 where gradient checkpointing recomputes it in the backward, else 1. Compiled code passes
-    the hooks by: no reading.
+    the hooks by: no reading, and ``bench.fingerprint`` tells it by the attention operators.
     """
 
     def __init__(self) -> None:

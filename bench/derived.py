@@ -151,8 +151,12 @@ def _startup_s(record: Record) -> float | None:
 
 
 def _gpu_work_s(record: Record) -> float | None:
+    """Only where the profiled pass was seen to compute each block as often as training does: one that leaves out what
+    gradient checkpointing computes again is another pass (records of Unsloth before 2026-11-26 have such ones)."""
     seen = record.fingerprint
-    return seen.device_s * record.cell.gradient_accumulation_steps if seen and seen.device == "cuda" else None
+    if seen is None or seen.device != "cuda" or not any(e.name == "forwards_per_layer" for e in record.audit):
+        return None
+    return seen.device_s * record.cell.gradient_accumulation_steps
 
 
 def _mfu(

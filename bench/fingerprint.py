@@ -36,6 +36,7 @@ _ATTENTION = [
     ("_scaled_dot_product_attention_math", "sdpa", "math"),
 ]
 """Part of an operator's name, the implementation that calls it, and the kind of kernel under it."""
+_SDPA, _BACKWARD = "::_scaled_dot_product_", "_backward"
 
 
 class Launched(Frozen):
@@ -77,10 +78,10 @@ def diff(a: Path, b: Path) -> Difference:
 
 
 def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[str, str]]:
-    """Profile one call of ``step``; write FILE; return the fingerprint and the audit's attention readings.
+    """Profile one call of ``step``; write FILE; return the fingerprint and the audit's readings of what it did.
 
-    The readings are ``attention_dispatched`` (sdpa, eager, ...) and ``attention_kernel`` (flash, math, ...), each left
-    out where it cannot be told.
+    The readings are ``attention_dispatched`` (sdpa, eager, ...), ``attention_kernel`` (flash, math, ...) and
+    ``forwards_per_layer``, each left out where it cannot be told.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -95,7 +96,8 @@ def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[st
         kernels, operators = _of_kineto(p.profiler.kineto_results.events())
     else:
         called = [e for e in p.events() if _is_operator(e.name) and not getattr(e, "is_user_annotation", False)]
-        kernels, operators = [(e.name, _own_us(e)) for e in called if not _sent_on(e)], {e.name for e in called}
+        called = [e for e in called if not _sent_on(e)]
+        kernels, operators = [(e.name, _own_us(e)) for e in called], Counter(e.name for e in called)
     if not kernels:
         raise RuntimeError("the profiler saw no kernel")
     launched = collect(kernels)
@@ -109,18 +111,18 @@ def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[st
         device_s=sum(k.total_us for k in launched) / 1e6,
         sha256=sha256(launched),
     )
-    return fingerprint, attention(operators | {k.name for k in launched})
+    return fingerprint, attention(operators.keys() | {k.name for k in launched}) | forwards(operators)
 
 
-def _of_kineto(events: Any) -> tuple[list[tuple[str, float]], set[str]]:
-    """Every launch on the GPU as (name, microseconds), and the names of the operators that ran.
+def _of_kineto(events: Any) -> tuple[list[tuple[str, float]], Counter[str]]:
+    """Every launch on the GPU as (name, microseconds), and how often each operator ran.
 
     From the profiler's own list: building torch's tree of events takes seconds for the tens of thousands of an 8B pass.
     """
     import torch
 
     cuda, demangle = torch.autograd.DeviceType.CUDA, functools.cache(torch._C._demangle)
-    kernels, operators = [], set()
+    kernels, operators = [], Counter[str]()
     for event in events:
         name = event.name()
         if event.is_user_annotation() or name.startswith("["):  # "[memory]" and the like are no launches
@@ -128,7 +130,7 @@ def _of_kineto(events: Any) -> tuple[list[tuple[str, float]], set[str]]:
         if event.device_type() == cuda:
             kernels.append((demangle(name), event.duration_ns() / 1e3))
         elif _is_operator(name):
-            operators.add(name)
+            operators[name] += 1
     return kernels, operators
 
 
@@ -173,6 +175,19 @@ def attention(names: set[str]) -> dict[str, str]:
         "attention_dispatched": ", ".join(sorted({how for how, _ in found})),
         "attention_kernel": ", ".join(sorted({kind for _, kind in found})),
     }
+
+
+def forwards(operators: Counter[str]) -> dict[str, str]:
+    """``forwards_per_layer``, told by PyTorch's attention: how often it ran forward for each time backward.
+
+    2 where gradient checkpointing computes every block again, 1 where it does not. Compiled blocks call these operators
+    too. Left out where no such operator has a backward (eager attention, other libraries).
+    """
+    back = {n.removesuffix(_BACKWARD): c for n, c in operators.items() if _SDPA in n and n.endswith(_BACKWARD)}
+    if not back:
+        return {}
+    ratio = sum(operators[name] for name in back) / sum(back.values())
+    return {"forwards_per_layer": f"{ratio:.2g}"}
 
 
 _MODE = "PythonDispatchMode"

@@ -117,6 +117,7 @@ def _run(backend: "TorchBackend", job: "WorkerJob", journal: Journal) -> None:
         summary = run.train().metrics
     finally:
         timed.finish()
+    backend.for_training(model, cell)  # Unsloth's train() leaves the model set for inference, without checkpointing
     consumed = cell.max_steps * cell.gradient_accumulation_steps
     journal.fact(
         "data",
@@ -163,7 +164,7 @@ def _profile(run: Any, cell: Cell, journal: Journal, folder: Path) -> dict[str, 
             fact, kernels = fingerprint.measure(step, folder)
         journal.fact("fingerprint", fact)
     run.model.zero_grad(set_to_none=True)
-    return watch.readings | kernels
+    return kernels | watch.readings
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from typing import Any
 
 from bench.cell import Cell
 from bench.environment import Environment, Gpu, Package
-from bench.record import DataFacts, EvalResult, FileRef, ModelFacts, Phase, Record, Steps
+from bench.record import AuditEntry, DataFacts, EvalResult, FileRef, ModelFacts, Phase, Record, Steps
 
 GIB = 2**30
 REAL_TOKENS, PADDED_TOKENS, ROWS = 800, 1000, 8
@@ -27,6 +27,9 @@ def evaluation(value: float) -> EvalResult:
     return EvalResult(
         task="chain-sum", metric="exact_match", value=value, stderr=0.05, items=100, results=file, samples=file
     )
+
+
+RECOMPUTED = AuditEntry(name="forwards_per_layer", requested="2", effective="2", ok=True)
 
 
 def record(
@@ -54,6 +57,7 @@ def record(
     }  # fmt: skip
     content: dict[str, Any] = {
         "id": f"2026-01-01T00-00-{serial:02d}-{setting.digest}-{backend}", "suite": "test",
+        "audit": [RECOMPUTED] if fields.get("fingerprint") else [],
         "cell_digest": setting.digest, "cell": setting, "repeat": serial, "status": "ok",
         "started_at": "2026-01-01T00:00:00Z", "wall_s": 100.0, "environment": env or environment(), "device_index": 0,
         "phases": [

@@ -327,6 +327,13 @@ def test_without_a_profile_of_a_gpu_there_is_no_gpu_time(seen: Fingerprint | Non
     assert finding.verdict == "measured" and finding.gpu_work is None and make_rows([finding])[0].gpu_note == ""
 
 
+def test_a_profiled_pass_that_may_have_left_out_recomputation_gives_no_gpu_time() -> None:
+    runs = [record("hf-peft", fingerprint=profiled(0.3)), record("unsloth", fingerprint=profiled(0.1), audit=[])]
+    finding = only(findings(runs))
+    assert finding.verdict == "measured" and finding.gpu_work is None
+    assert finding.candidate is not None and finding.candidate.gpu_work_s is None
+
+
 def test_seeds_are_compared_item_by_item(tmp_path: Path) -> None:
     def run(backend: str, seed: int, right: set[int]) -> Loaded:
         folder = tmp_path / f"{backend}-{seed}"

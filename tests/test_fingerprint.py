@@ -140,6 +140,28 @@ def test_attention_that_cannot_be_told_gives_no_reading() -> None:
 # In a run
 
 
+@pytest.mark.parametrize(("again", "told"), [(False, "1"), (True, "2")])
+def test_attention_tells_how_often_a_block_is_computed(again: bool, told: str, tmp_path: Path) -> None:
+    """Without the module's hooks, as in compiled blocks: three of them, computed again in the backward or not."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.utils.checkpoint import checkpoint
+
+    x = torch.randn(1, 2, 16, 8, requires_grad=True)
+
+    def step() -> None:
+        y = x
+        for _ in range(3):
+            y = (
+                checkpoint(scaled_dot_product_attention, y, y, y, use_reentrant=False)
+                if again
+                else scaled_dot_product_attention(y, y, y)
+            )
+        y.sum().backward()
+
+    assert fingerprint.measure(step, tmp_path)[1]["forwards_per_layer"] == told
+
+
 def test_a_run_has_a_fingerprint_of_its_own_kind_of_step(whole: Run) -> None:
     fact = whole.record.fingerprint
     assert fact and fact.file.path == fingerprint.FILE and fact.device == "cpu"
@@ -160,6 +182,28 @@ def test_it_repeats_and_tells_another_attention(trial: Trial, whole: Run) -> Non
     found = fingerprint.diff(whole.folder / fingerprint.FILE, eager.folder / fingerprint.FILE)
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in {k.name for k in found.only_a}
     assert "aten::_softmax" in {k.name for k in found.only_b}
+
+
+def test_the_pass_is_one_of_training_whatever_the_trainer_leaves(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth's train() ends with the model set for inference, where nothing is checkpointed."""
+    import trl
+
+    from bench.backends.hf_peft import HfPeft
+
+    train = trl.SFTTrainer.train
+
+    def left_for_inference(self: Any) -> Any:
+        done = train(self)
+        self.model.gradient_checkpointing_disable()
+        return done
+
+    def for_training(self: Any, model: Any, cell: Any) -> None:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    monkeypatch.setattr(trl.SFTTrainer, "train", left_for_inference)
+    monkeypatch.setattr(HfPeft, "for_training", for_training)
+    run = trial.run(trial.cell())
+    assert run.record.status == "ok" and run.reading("forwards_per_layer") == "2"
 
 
 def test_it_changes_neither_training_nor_the_saved_adapter(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +262,7 @@ def test_the_profilers_own_list_names_the_operators_of_its_tree() -> None:
     with profile(activities=[ProfilerActivity.CPU]) as p, torch.profiler.record_function("my::note"):
         torch.mm(x, x).sum().backward()
     kernels, operators = fingerprint._of_kineto(p.profiler.kineto_results.events())
-    assert operators == {e.name for e in p.events() if "::" in e.name and not e.name.startswith(("autograd::", "my::"))}
-    assert "aten::mm" in operators
+    own = [e.name for e in p.events() if "::" in e.name and not e.name.startswith(("autograd::", "my::"))]
+    assert operators.keys() == set(own)
+    assert operators["aten::mm"] == own.count("aten::mm") == 3
     assert kernels == []
