@@ -14,7 +14,7 @@ from statistics import median
 from bench import fingerprint, stats
 from bench import parity as parity_gate
 from bench.accuracy import compare_accuracy
-from bench.derived import METERS, ConfigOf, Derived, Meter, derive, known_config, middle, values
+from bench.derived import METERS, ConfigOf, Derived, Meter, derive, known_config, middle, peak_counts, values
 from bench.errors import InputError
 from bench.finding import (
     Accuracy,
@@ -49,7 +49,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Side:
-    """A side, its records whose time and memory count, and those whose losses, gradients and answers do."""
+    """A side, its records whose times count, and those whose losses, gradients and answers do."""
 
     side: Side
     counted: list[Loaded]
@@ -69,7 +69,8 @@ def compare(
     suites vary: one finding a pair or lone side, and one of accuracy for the seeds of a cell taken together.
 
     ``across`` names environment keys that may differ (see bench.groups); ``include_contaminated`` counts contaminated
-    runs, and the findings say so. Parity and accuracy take in what a contaminated run computed (bench.health).
+    runs, and the findings say so. Parity, accuracy and the process's own peaks take contaminated runs in anyway
+    (bench.health).
     """
     return _found(pairs(loaded, baseline, across), loaded, config_of, include_contaminated)
 
@@ -161,6 +162,7 @@ def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, seeds: dict[st
         parity = parity_gate.gate(base.computed, cand.computed, controls, config_of)
     verdict, why = _verdict(pair, base, cand, parity)
     measured = verdict == "measured" and base is not None and cand is not None
+    same_work = not pair.why and not (parity and parity.status == "failed")
     rates = stats.ratio(_rates(cand), _rates(base)) if base and cand else None
     work = stats.ratio(_gpu_work(base), _gpu_work(cand)) if base and cand and measured else None
     if verdict == "parity failed" and rates and rates.value:
@@ -176,7 +178,7 @@ def _finding(pair: Pair, config_of: ConfigOf, contaminated: bool, seeds: dict[st
         why=why,
         parity=parity,
         dispatch=_dispatch(base, cand),
-        memory={meter: _memory(meter, base, cand, compare=measured) for meter in METERS},
+        memory={meter: _memory(meter, base, cand, compare=same_work) for meter in METERS},
         rates=rates if measured else None,
         gpu_work=work if work and work.value else None,
         gpu_work_interval=_interval(work) if work else None,
@@ -203,12 +205,17 @@ def _interval(ratio: stats.Ratio) -> Interval | None:
 
 def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Side | None:
     """The side that these records make; None where there is none. Runs that ended ok count, and contaminated ones
-    where that was asked for."""
+    where that was asked for; peaks count as bench.derived says."""
     if not loaded:
         return None
     counted = [one for one in loaded if _counts(one.record, contaminated)]
     computed = [one for one in loaded if computed_well(one.record)]
-    derived = [derive(one.record, config_of) for one in counted]
+    made = [(one.record, derive(one.record, config_of)) for one in loaded]
+    derived = [one for record, one in made if _counts(record, contaminated)]
+    of_peaks = {
+        meter: [one for record, one in made if _counts(record, contaminated) or peak_counts(record, meter)]
+        for meter in METERS
+    }
     last = (counted or loaded)[-1].record
 
     side = Side(
@@ -227,7 +234,8 @@ def _side(loaded: list[Loaded], config_of: ConfigOf, contaminated: bool) -> _Sid
         mfu=middle(derived, lambda d: d.mfu),
         startup_s=middle(derived, lambda d: d.startup_s),
         unsettled=sum(d.settled is False for d in derived),
-        training_peaks={m: _spread(derived, m) for m in METERS},
+        contaminated_peaks=len(of_peaks["nvml_process"]) - len(derived),
+        training_peaks={meter: _spread(of_peaks[meter], meter) for meter in METERS},
         control=_control(derived),
         accuracy_before=_accuracy([one.record.eval_before for one in computed]),
         accuracy_after=_accuracy([one.record.eval_after for one in computed]),

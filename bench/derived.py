@@ -7,10 +7,13 @@ from typing import Any, Literal, TypeVar, get_args
 from bench.cell import Frozen
 from bench.errors import InputError
 from bench.flops import peak_bf16_flops, step_flops
+from bench.health import computed_well
 from bench.record import PhaseName, Record, Status
 from bench.steady import Steady, steady
 
 Meter = Literal["torch_allocated", "torch_reserved", "nvml_process", "nvml_device"]
+OWN_METERS: tuple[Meter, ...] = ("torch_allocated", "torch_reserved", "nvml_process")
+"""What a process takes itself: another process on the GPU does not change it (bench.health)."""
 STARTUP: tuple[PhaseName, ...] = ("import", "load", "adapter", "warmup")
 METERS: tuple[Meter, ...] = get_args(Meter)
 T = TypeVar("T")
@@ -112,6 +115,12 @@ def derive(record: Record, config_of: ConfigOf = known_config) -> Derived:
         "startup_s": _startup_s(record),
         "trainer": _trainer_check(record, begin),
     })  # fmt: skip
+
+
+def peak_counts(record: Record, meter: Meter) -> bool:
+    """Whether the record's training peak under that meter can be used: of a run that ended ok any, of a contaminated
+    one that computed well those of its own process."""
+    return record.status == "ok" or (meter in OWN_METERS and computed_well(record))
 
 
 def values(derived: Sequence[Derived], read: Callable[[Derived], T | None]) -> list[T]:

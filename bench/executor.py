@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,13 +68,13 @@ def device_index(machine: Environment, asked: int | None, visible: str) -> int |
 
 def is_done(job: Job, records: list[Record], environment: Environment) -> bool:
     """Whether a record of the same cell and repeat, from the same environment, need not be made again."""
-    return any(
-        r.cell_digest == job.cell.digest
-        and r.repeat == job.repeat
-        and r.status in KEEP
-        and r.environment.fingerprint == environment.fingerprint
-        for r in records
-    )
+    return any(r.status in KEEP and is_of(r, job, environment) for r in records)
+
+
+def is_of(record: Record, job: Job, environment: Environment) -> bool:
+    """Whether the record is one of that job in that environment, however it ended."""
+    same = record.cell_digest == job.cell.digest and record.repeat == job.repeat
+    return same and record.environment.fingerprint == environment.fingerprint
 
 
 def run(
@@ -227,17 +228,19 @@ def _worker_env(setting: Setting) -> dict[str, str]:
     return env
 
 
+def die_with(parent: int) -> None:
+    """For a child, before it runs its command: be killed when the process ``parent`` ends, however it ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux only
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 @contextmanager
 def _child(command: list[str], **options: Any) -> Iterator["subprocess.Popen[Any]"]:
     """A process in its own group that cannot outlive the block or this process."""
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux only
-        if os.getppid() != parent:
-            os._exit(1)
-
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, **options)
+    process = subprocess.Popen(
+        command, start_new_session=True, preexec_fn=partial(die_with, os.getpid()), **options
+    )  # fmt: skip
     try:
         yield process
     finally:

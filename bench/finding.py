@@ -54,7 +54,7 @@ class Side(Frozen):
     record_ids: list[str]
     processes: int
     """Runs that count: those that ended ok, and contaminated ones where asked for. Every number below is theirs, but
-    accuracy: that is of every run that computed well (bench.health)."""
+    accuracy and the process's own peaks: those are of every run that computed well (bench.health)."""
     contaminated: int
     """How many of them were contaminated."""
     failures: list[Failure]
@@ -75,6 +75,8 @@ class Side(Frozen):
     unsettled: int
     """Processes whose step times never settled."""
     training_peaks: dict[Meter, Spread | None]
+    contaminated_peaks: int = 0
+    """Contaminated runs besides, of which the peaks of the process's own meters are taken in."""
     control: Control | None = None
     """Null below six processes."""
     accuracy_before: Accuracy | None = None

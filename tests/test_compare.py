@@ -223,12 +223,45 @@ def test_what_a_contaminated_run_computed_counts_for_parity_and_accuracy_and_its
     broken = told_of | {"health": Health(reasons=["Xid"], xid_errors=[79])}
     told = compare(loaded([record("hf-peft", **busy), record("unsloth", **busy)]))
     finding = only(told.pairs)
-    assert finding.verdict == "failed" and finding.speedup is None and finding.memory["nvml_process"].saving is None
+    assert finding.verdict == "failed" and finding.speedup is None
     assert finding.parity is not None and {c.name: c.status for c in finding.parity.checks}["token stream"] == "ok"
     assert finding.candidate is not None and finding.candidate.accuracy_after is not None
     assert [(a.contaminated, len(a.record_ids)) for a in told.accuracy] == [(2, 2)]
     told = compare(loaded([record("hf-peft", **busy), record("unsloth", **broken)]))
     assert only(told.pairs).parity is None and told.accuracy == []
+
+
+def test_the_processs_own_peaks_of_contaminated_runs_count_and_the_devices_do_not() -> None:
+    busy: dict[str, Any] = {"status": "contaminated", "health": Health(reasons=["2 other compute process(es)"])}
+    finding = only(findings([record("hf-peft", **busy), record("unsloth", peak_gib=9, **busy)]))
+    assert finding.verdict == "failed" and "hf-peft: contaminated" in finding.why and finding.speedup is None
+    savings = {meter: memory.saving for meter, memory in finding.memory.items()}
+    assert savings["torch_allocated"] == pytest.approx(1 - 9 / 20)
+    assert savings["nvml_process"] == pytest.approx(1 - 11 / 22)
+    assert savings["nvml_device"] is None and finding.memory["nvml_device"].candidate is None
+    assert finding.candidate is not None and (finding.candidate.processes, finding.candidate.contaminated_peaks) == (
+        0,
+        1,
+    )
+    row = make_rows([finding])[0]
+    assert "unsloth: the process's own peaks take in 1 contaminated run;" in row.why
+
+    both = [record("unsloth", peak_gib=9), record("unsloth", peak_gib=11, serial=1, **busy)]
+    mixed = only(findings([record("hf-peft"), *both]))
+    assert mixed.verdict == "measured" and mixed.candidate is not None and mixed.candidate.processes == 1
+    process, device = mixed.candidate.training_peaks["nvml_process"], mixed.candidate.training_peaks["nvml_device"]
+    assert process is not None and (process.minimum, process.maximum) == (11 * GIB, 13 * GIB)
+    assert device is not None and (device.minimum, device.maximum) == (12 * GIB, 12 * GIB)
+
+
+def test_memory_is_not_compared_where_the_work_differs_or_the_gpu_was_at_fault() -> None:
+    busy: dict[str, Any] = {"status": "contaminated", "health": Health(reasons=["another"])}
+    broken = busy | {"health": Health(reasons=["Xid"], xid_errors=[79])}
+    faulty = only(findings([record("hf-peft", **busy), record("unsloth", **broken)]))
+    other = DataFacts(train_sha256="e" * 64, stream_sha256="6" * 64, stream_checked_in_forward=True)
+    unlike = only(findings([record("hf-peft", **busy), record("unsloth", data=other, **busy)]))
+    for finding in (faulty, unlike):
+        assert all(memory.saving is None for memory in finding.memory.values())
 
 
 def test_every_record_appears_when_there_are_three_backends() -> None:

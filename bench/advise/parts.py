@@ -15,9 +15,14 @@ backend's own code (the letters are widths: h hidden, q queries, k keys, f MLP; 
 While the down projection's backward runs, gradients of the MLP's width are live besides ("working": 8f, 10f, 4f, and
 10f for Unsloth). The fitted coefficients (``Coefficients``) scale these counts; each says what it stands for.
 
+bitsandbytes keeps the input of every int8 matrix beside autograd's saved tensors (MatMul8bitLt's ctx.tensors), where
+PyTorch's checkpointing (use_reentrant=False, as TRL asks) cannot drop it: with hf-peft these inputs of all blocks stay,
+8h + 2q + 4f bytes a token and block over float32 residuals, half of h and f over bfloat16. Unsloth's own checkpointing
+makes none in its forward.
+
 Memory peaks at one of four moments, and the parts are those of the largest one:
 
-    loading     quantised weights while PEFT's preparation casts the largest matrix to float32
+    loaded      no step, but embedding and head in 16 bits, freed by PEFT's cast to float32 and kept by the allocator
     loss        all checkpoints, and one chunk of logits
     first       backward of the last block: all checkpoints, one block's activations, no gradients yet (unless kept from
                 the pass before: gradient accumulation)
@@ -32,7 +37,7 @@ from bench.advise.shapes import Shape
 from bench.backends.hf_peft import QUANTISED
 from bench.cell import Frozen
 
-Moment = Literal["loading", "loss", "first", "last"]
+Moment = Literal["loading", "loaded", "loss", "first", "last"]
 MIB = 2**20
 SLACK, CONTEXT = "allocator slack", "CUDA context and libraries"
 BASE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -46,8 +51,10 @@ OUTLIER_SHARE = 0.001
 """Share of feature columns that int8 keeps in 16 bits (LLM.int8(), section 3: about 0.1 %)."""
 TRL_TILE = (4096, 32768)
 """Tokens and vocabulary entries of one tile of logits (trl.kernels.chunked_logprob)."""
-UNSLOTH_ROWS, UNSLOTH_CHUNK_BYTES, UNSLOTH_LOGIT_BYTES = 512, 2 * 2**30, 8
-"""Least labelled rows of a chunk, its budget and bytes a logit (unsloth_zoo.fused_losses.chunked_logprob)."""
+UNSLOTH_ROWS, UNSLOTH_CHUNK_BYTES, UNSLOTH_PLANNED_LOGIT_BYTES = 512, 2 * 2**30, 8
+"""Least labelled rows of a chunk, its budget and the bytes a logit that it plans with (unsloth_zoo.fused_losses)."""
+UNSLOTH_LOGIT_BYTES = 4
+"""Bytes a logit that a chunk then takes: logits and their gradient in 16 bits (chunked_logprob, unsloth_chunked_ce)."""
 
 
 class Coefficients(Frozen):
@@ -134,9 +141,24 @@ def weights_parts(shape: Shape, setup: Setup) -> list[Part]:
 def estimate(shape: Shape, setup: Setup, c: Coefficients) -> Estimate:
     """The parts of the largest moment."""
     moments: tuple[Moment, ...] = ("first", "last", "loss")
-    made = [Estimate(moment, _at(moment, shape, setup, c)) for moment in moments]
+    made = [Estimate(moment, _at(moment, shape, setup, c)) for moment in moments] + [_loaded(shape, setup, c)]
     largest = max(made, key=lambda one: one.nvml_process)
     return replace(largest, allocated_elsewhere=max(one.torch_allocated for one in made if one is not largest))
+
+
+def _loaded(shape: Shape, setup: Setup, c: Coefficients) -> Estimate:
+    """Between steps: torch does not give back what loading took, and small steps do not fill it."""
+    adapter = shape.trainable(setup.r, setup.target_modules) * setup.adapter_bytes
+    freed = 2 * shape.embedding_weights * (1 if shape.tied else 2) if setup.upcast else 0
+    parts = [
+        *weights_parts(shape, setup),
+        Part(name="LoRA weights", size_bytes=adapter, formula=f"r x (in + out) x {setup.adapter_bytes}"),
+        Part(name="gradients", size_bytes=adapter, formula="as the adapter"),
+        Part(name="optimizer states", size_bytes=state_bytes(shape, setup), formula=setup.optimizer),
+        Part(name=SLACK, size_bytes=freed, formula="embedding and head in 16 bits, freed by PEFT's cast"),
+        Part(name=CONTEXT, size_bytes=c.context_mib * MIB, formula="context_mib"),
+    ]
+    return Estimate("loaded", parts)
 
 
 def loading(shape: Shape, setup: Setup, c: Coefficients) -> Estimate:
@@ -178,6 +200,10 @@ def _at(moment: Moment, shape: Shape, setup: Setup, c: Coefficients) -> list[Par
     if moment == "last" and setup.kind == "on":
         boundaries = 1.0
 
+    inputs = 0.0
+    if setup.precision == "int8" and setup.kind == "on" and not setup.unsloth:
+        inputs = (1 if moment == "last" else shape.layers) * tokens * _int8_inputs_bytes(shape, setup)
+
     loss = working = int8 = 0.0
     if moment == "loss":
         loss = transient = _loss_bytes(shape, setup)
@@ -193,6 +219,7 @@ def _at(moment: Moment, shape: Shape, setup: Setup, c: Coefficients) -> list[Par
         "gradients": (gradients, "as the adapter; none at the first block of the first pass"),
         "optimizer states": (state_bytes(shape, setup), setup.optimizer),
         "checkpoints": (boundaries * tokens * shape.hidden * residual, f"boundaries x tokens x hidden x {residual}"),
+        "inputs of int8 matrices": (inputs, "kept through checkpointing by bitsandbytes, x tokens x blocks"),
         "block activations": (blocks * block, f"saved tensors x tokens x {blocks} blocks, {side}_saved"),
         "backward's working set": (working, f"gradients of the MLP's width, {side}_working"),
         "int8 outliers, weight for backward": (int8, "2 x largest matrix, and 0.1 % of the input's columns in 16 bits"),
@@ -227,6 +254,12 @@ def _working_bytes(shape: Shape, setup: Setup) -> float:
     return (4 if setup.precision in QUANTISED else 8) * shape.mlp
 
 
+def _int8_inputs_bytes(shape: Shape, setup: Setup) -> float:
+    """Of one block, a token: the norms' outputs (for q, k, v and for gate, up), attention's, and the MLP's product."""
+    wide = 4 if setup.upcast else 2
+    return wide * (2 * shape.hidden + shape.mlp) + 2 * shape.queries
+
+
 def _int8_bytes(shape: Shape, setup: Setup) -> float:
     """int8 alone: the largest weight as 16 bits for its backward, and the outlier columns of the widest input."""
     if setup.precision != "int8":
@@ -240,7 +273,7 @@ def _loss_bytes(shape: Shape, setup: Setup) -> float:
     rows, residual = setup.labelled * setup.tokens, 4 if setup.upcast else 2
     hidden_states = 2 * setup.tokens * shape.hidden * residual + rows * shape.hidden * (residual + 4)
     if setup.unsloth:
-        most = UNSLOTH_CHUNK_BYTES / (shape.vocab * UNSLOTH_LOGIT_BYTES)
+        most = UNSLOTH_CHUNK_BYTES / (shape.vocab * UNSLOTH_PLANNED_LOGIT_BYTES)
         chunk = min(rows, most, max(UNSLOTH_ROWS, rows / 8)) * shape.vocab * UNSLOTH_LOGIT_BYTES
     else:
         width = min(TRL_TILE[1], shape.vocab)

@@ -1,4 +1,8 @@
-"""Numbers for the parts of claims, from ordinary records: contrasts of two sides, peaks, losses and accuracies."""
+"""Numbers for the parts of claims, from ordinary records: contrasts of two sides, peaks, losses and accuracies.
+
+Times are of runs that ended ok. Losses and accuracies are of every run that computed well, peaks as
+bench.derived.peak_counts says: contaminated runs count for what their own process took.
+"""
 
 import math
 from collections import defaultdict
@@ -7,11 +11,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, median
 
-from bench import stats
+from bench import oom, stats
 from bench.accuracy import compare_accuracy
 from bench.cell import Cell, Frozen
 from bench.claims.claim import Part, matches
-from bench.derived import METERS, Meter, derive, values
+from bench.derived import METERS, OWN_METERS, Meter, derive, peak_counts, values
 from bench.errors import InputError
 from bench.groups import machine_name
 from bench.health import computed_well
@@ -23,6 +27,8 @@ GIB = 2**30
 GUARD = 0.02
 """Added to both ends of a memory reading: a peak of one process says nothing of its spread. In the published records
 repeats of a cell, and cells that differ in the seed alone, lie within 1 %; NVML's samples can miss 8 ms."""
+SHARED = "process peaks of contaminated runs (beside other processes, or throttled) among them"
+"""The note of such a number."""
 
 
 class Measure(Frozen):
@@ -46,9 +52,13 @@ class Measure(Frozen):
     note: str = ""
 
 
+COMPUTED = ("vram_saving", "loss_distance")
+"""Metrics of what was computed and of the memory that it took, which a contaminated run tells too."""
+
+
 @dataclass(frozen=True)
 class Sides:
-    """Records of both sides of a contrast, from one environment; those that did not end ok are kept apart."""
+    """Records of both sides of a contrast, from one environment, that the metric can use; others are kept apart."""
 
     baseline: list[Loaded]
     candidate: list[Loaded]
@@ -78,6 +88,7 @@ def _label(cell: Cell) -> str:
 
 def contrasts(part: Part, loaded: Sequence[Loaded]) -> Iterator[Sides]:
     """Sides that differ in the part's fields alone, one environment each; only where both sides have a record."""
+    counts = computed_well if part.metric in COMPUTED else _ended_ok
     wanted = set(part.cells())
     fields = sorted({*part.baseline, *part.candidate})
     groups: dict[tuple[str, str], list[Loaded]] = defaultdict(list)
@@ -91,8 +102,8 @@ def contrasts(part: Part, loaded: Sequence[Loaded]) -> Iterator[Sides]:
             if matches(one.record.cell, part.candidate):
                 others[one.record.cell].append(one)
         for cand in others.values() if base else ():
-            good = [[one for one in side if one.record.status == "ok"] for side in (base, cand)]
-            bad = [one.record for one in [*base, *cand] if one.record.status != "ok"]
+            good = [[one for one in side if counts(one.record)] for side in (base, cand)]
+            bad = [one.record for one in [*base, *cand] if not counts(one.record)]
             yield Sides(good[0], good[1], bad)
 
 
@@ -117,6 +128,10 @@ def of_contrasts(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
     return found
 
 
+def _ended_ok(record: Record) -> bool:
+    return record.status == "ok"
+
+
 def _rates(side: list[Loaded]) -> list[float]:
     return values([derive(one.record, lambda _: None) for one in side], lambda d: d.tokens_per_s)
 
@@ -127,18 +142,29 @@ def _speedup(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
     return [sides.base(value=ratio.value, low=low, high=high, note=ratio.why or "")]
 
 
-def _peaks(side: list[Loaded], meter: Meter) -> list[int]:
+def _peaks(side: Sequence[Loaded], meter: Meter) -> list[int]:
     return values([derive(one.record, lambda _: None) for one in side], lambda d: d.training_peaks[meter])
+
+
+def _telling(side: Sequence[Loaded], meter: Meter) -> list[Loaded]:
+    return [one for one in side if peak_counts(one.record, meter)]
+
+
+def _shared(side: Sequence[Loaded]) -> str:
+    """The note of a number that contaminated runs are part of."""
+    return SHARED if any(one.record.status == "contaminated" for one in side) else ""
 
 
 def _savings(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
     found = []
     for meter in METERS:
-        base, cand = _peaks(sides.baseline, meter), _peaks(sides.candidate, meter)
+        told = [_telling(side, meter) for side in (sides.baseline, sides.candidate)]
+        base, cand = (_peaks(side, meter) for side in told)
         if base and cand and min(base) > 0:
             found.append(sides.base(
                 value=1 - median(cand) / median(base), meter=meter,
                 low=1 - max(cand) / min(base) * (1 + GUARD), high=1 - min(cand) / max(base) * (1 - GUARD),
+                note=_shared([*told[0], *told[1]]),
             ))  # fmt: skip
     return found or [sides.base(why="no memory meter on this machine")]
 
@@ -170,7 +196,7 @@ def _losses(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
     for one in everything:
         record = one.record
         same = record.cell.model_copy(update={"seed": cell.seed}) == cell
-        if same and record.status == "ok" and record.environment.fingerprint == machine:
+        if same and computed_well(record) and record.environment.fingerprint == machine:
             seeds[record.cell.seed].append(record)
     curves = [_curve(records) for _, records in sorted(seeds.items())]
     own = _distance(_curve([s.record for s in sides.baseline]), _curve([s.record for s in sides.candidate]))
@@ -245,7 +271,8 @@ def by_rank(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
 
 
 def vram(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
-    """Peak of training in GiB, by cell, environment and meter; of a run that went out of memory a lower bound."""
+    """Peak of training in GiB, by cell, environment and meter; of a run that went out of memory a lower bound, where
+    it was its own (bench.oom)."""
     wanted = set(part.cells())
     groups: dict[tuple[Cell, str], list[Loaded]] = defaultdict(list)
     for one in loaded:
@@ -253,9 +280,9 @@ def vram(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
             groups[one.record.cell, one.record.environment.fingerprint].append(one)
     found = []
     for (cell, _), group in groups.items():
-        good = [one for one in group if one.record.status == "ok"]
-        full = [one for one in group if one.record.status == "oom"]
-        sides = Sides([], good or full, [one.record for one in group if one.record.status not in ("ok", "oom")])
+        good = [one for one in group if computed_well(one.record)]
+        full = [one for one in group if one.record.status == "oom" and oom.own(one.record)]
+        sides = Sides([], good or full, [one.record for one in group if one not in [*good, *full]])
         label = f"{_label(cell)}, {cell.backend}"
         if not (good or full):
             found.append(
@@ -263,10 +290,12 @@ def vram(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
             )
             continue
         for meter in METERS:
-            peaks = _peaks(good or full, meter)
+            alone = [one for one in full if meter in OWN_METERS or not oom.others(one.record)]
+            told = _telling(good, meter) if good else alone
+            peaks = _peaks(told, meter)
             if not peaks:
                 continue
-            note = "" if good else "out of memory: a lower bound"
+            note = _shared(told) if good else "out of memory: a lower bound"
             found.append(sides.base(
                 label=label, value=median(peaks) / GIB, low=min(peaks) / GIB * (1 - GUARD), meter=meter, note=note,
                 high=max(peaks) / GIB * (1 + GUARD) if good else None,

@@ -230,6 +230,8 @@ def _note(rule: Rule, judged: Sequence[Judgement], other_meters: Sequence[Measur
     if rule.kind == "up_to" and counted and all(one.verdict == "inconclusive" for one in counted):
         best = max(one.measure.value or 0.0 for one in counted)
         said.append(f"not reached in any tested cell (highest {best:.3g}), which cannot refute 'up to'")
+    if shared := sum(one.measure.note == measure.SHARED for one in counted):
+        said.append(f"{measure.SHARED} in {shared}")
     if unchecked := sum(one.measure.parity == "not checked" for one in judged):
         said.append(f"parity not checked in {unchecked}")
     return "; ".join(said)

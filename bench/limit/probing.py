@@ -3,27 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
-from bench import executor
-from bench.cell import Cell
+from bench import executor, oom
 from bench.errors import InputError
 from bench.executor import Setting
-from bench.limit import first_guess, search
+from bench.health import computed_well
+from bench.limit import search
 from bench.limit.family import GIB, STEP, Family
+from bench.limit.guess import Guess
 from bench.limit.result import LimitResult, ProbeResult, Resolution, Validation
 from bench.plan import Job
 from bench.progress import Progress
 from bench.record import PhaseName, Record
 from bench.store import Store
+from bench.vram_cap import RESERVE_BYTES
 
 TRAINING: tuple[PhaseName, ...] = ("import", "load", "adapter", "warmup", "steady")
 """Phases that are held to the budget; what the harness itself does afterwards (profile, save, probe) is not."""
-TRAINED = ("ok", "contaminated")
-"""Contaminated runs trained to the end: a throttled clock does not sway memory, nor does another process's memory count
-for this one."""
 AIM = 0.98
-"""A guess set right by a measured peak is aimed at a little below, since a probe that fits says more."""
+"""A guess is aimed at a little below, since a probe that fits says more."""
 START = {"max_length": 4096, "batch_size": 4, "r": 64}
-"""Where a search starts when the model's configuration is not known."""
+"""Where a search starts when the memory model does not know the cells."""
 
 
 def run(
@@ -77,7 +76,7 @@ class Prober:
         self.family, self.probes = family, list[ProbeResult]()
         self._setting, self._store, self._progress, self._say = setting, store, progress, say
         self._prepared: set[int] = set()
-        self._config = _config(family.base)
+        self._model = Guess.of(family.base)
         self._records = [item.record for item in store.load()[0]]
 
     def known(self) -> dict[int, bool]:
@@ -85,9 +84,14 @@ class Prober:
         for record in self._records:
             value = getattr(record.cell, self.family.what)
             cell = self.family.at(value) if value in self.family.grid else None
-            if cell and record.repeat == 0 and executor.is_done(Job(cell, 0), [record], self._setting.environment):
+            if cell and self._answers(record, Job(cell, 0)):
                 self.probes.append(judge(record, self.family, reused=True))
         return {probe.value: probe.fits for probe in self.probes}
+
+    def _answers(self, record: Record, job: Job) -> bool:
+        """Whether an earlier record says what the job would; contaminated ones do where they computed well."""
+        kept = record.status in executor.KEEP or computed_well(record)
+        return kept and executor.is_of(record, job, self._setting.environment)
 
     def trial(self, value: int) -> bool:
         """Whether the value trains inside the budget, by a probe in a fresh process."""
@@ -98,7 +102,7 @@ class Prober:
     def probe(self, value: int, *, repeat: int = 0) -> ProbeResult:
         """One probe, or the record of an earlier one."""
         job = Job(self.family.at(value), repeat)
-        earlier = [r for r in self._records if executor.is_done(job, [r], self._setting.environment)]
+        earlier = [record for record in self._records if self._answers(record, job)]
         if earlier:
             return judge(earlier[-1], self.family, reused=True)
         if job.cell.train_examples not in self._prepared:
@@ -116,38 +120,41 @@ class Prober:
         return probe
 
     def guess(self) -> float:
-        """The largest value that should fit, by the model's configuration and the probes that trained."""
-        if self._config is None:
+        """The largest value that should fit, by the memory model and the probes that trained."""
+        if self._model is None:
             return START[self.family.what]
-        budget_bytes, scale = self.family.base.vram_budget_bytes or 0, self._scale()
-        low, high = 0, len(self.family.grid) - 1
+        free_bytes = (self.family.base.vram_budget_bytes or 0) - RESERVE_BYTES
+        grid, scale = self.family.grid, self._scale(self._model)
+        low, high = 0, len(grid) - 1
         while low < high:
             middle = (low + high + 1) // 2
-            need = first_guess.need_bytes(self._config, self.family.at(self.family.grid[middle]), scale or 1.0)
-            low, high = (middle, high) if need <= budget_bytes else (low, middle - 1)
-        return self.family.grid[low] * (AIM if scale else 1.0)
+            fits = self._model.need_bytes(self.family.at(grid[middle]), scale) <= free_bytes
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return AIM * grid[low]
 
-    def _scale(self) -> float | None:
-        """Measured growth over the formula's, at the largest value that trained; None before there is one."""
+    def _scale(self, model: Guess) -> float | None:
+        """Measured growth over the model's, at the largest value that trained; None before there is one."""
         trained = [p for p in self.probes if p.fits and p.torch_allocated_peak_bytes and p.outside_allocator_bytes]
-        if not trained or self._config is None:
+        if not trained:
             return None
         last = max(trained, key=lambda probe: probe.value)
-        measured = (last.torch_allocated_peak_bytes or 0) + (last.outside_allocator_bytes or 0)
-        cell = self.family.at(last.value)
-        growth = measured - first_guess.fixed_bytes(self._config, cell)
-        return max(0.1, growth / first_guess.growing_bytes(self._config, cell))
+        measured_bytes = (last.torch_allocated_peak_bytes or 0) + (last.outside_allocator_bytes or 0)
+        return model.scale(self.family.at(last.value), measured_bytes)
 
 
 def judge(record: Record, family: Family, *, reused: bool) -> ProbeResult:
-    """Whether the record's value fits. Raises InputError for an end that says nothing about the GPU's memory."""
+    """Whether the record's value fits. Raises InputError for an end that says nothing about the GPU's memory.
+
+    A run beside other processes counts: what it took is its own (bench.health), and so is running out of memory where
+    the cap refused (bench.oom).
+    """
     value, budget_bytes = getattr(record.cell, family.what), family.base.vram_budget_bytes or 0
     peak_bytes = _peak(record, "nvml_process_peak_bytes")
     reason = None
     if record.status == "oom":
         _check_oom(record, family)
         reason = f"out of memory in {record.failed_phase}"
-    elif record.status not in TRAINED:
+    elif not computed_well(record):
         told = f"the probe ended as {record.status}: {record.message}"
         mend = f"records/{record.cell.slug}/{record.id}/worker.log says more; the same command goes on from here"
         if record.status == "unsupported":
@@ -172,13 +179,12 @@ def judge(record: Record, family: Family, *, reused: bool) -> ProbeResult:
 def _check_oom(record: Record, family: Family) -> None:
     """Raise where it was not this process's budget that ran out."""
     where = f"{family.what} {getattr(record.cell, family.what)}"
-    if record.message and record.message.startswith("MemoryError"):
+    if oom.of_host(record):
         raise InputError(where, "the host's memory ran out, not the GPU's", "run it on a host with more memory")
-    others = record.health and (record.health.other_processes_before or record.health.other_processes_during)
-    if others:
+    if not oom.own(record):
         raise InputError(
-            where, f"out of memory beside {others} other process(es) on the GPU: says nothing about the budget",
-            "stop them, and run again with another --out",
+            where, f"out of memory beside {oom.others(record)} other process(es) on the GPU, and not for certain by "
+            "the cap: says nothing about the budget", "stop them, and run again with another --out",
         )  # fmt: skip
 
 
@@ -190,15 +196,3 @@ def _peak(record: Record, meter: str) -> int | None:
 def _outside(record: Record) -> int | None:
     read = [e.effective for e in record.audit if e.name == "vram_outside_allocator_bytes" and e.effective]
     return int(read[0]) if read else None
-
-
-def _config(cell: Cell) -> dict[str, Any] | None:
-    """The model's configuration where the guess can use it."""
-    if cell.backend == "fake":
-        return None
-    from bench.flops import GATED_MLP_DECODERS
-    from bench.models.sources import config_for
-
-    config = config_for(cell) or {}
-    config = config.get("text_config") or config
-    return config if config.get("model_type") in GATED_MLP_DECODERS else None

@@ -12,14 +12,15 @@ from bench.errors import InputError
 
 RELATIVE = 0.05
 """The search is over when the smallest value that fails is within 5 % of the largest that fits, or next to it."""
-STRIDES_UP = (1.05, 1.25, 1.5)
-STRIDES_DOWN = (1.25, 1.5)
-"""Factors of the first moves away from the guess; later ones are ``STRIDE``. Up starts small: a guess that has been set
-right by a measured peak is good to a few percent, and one small step then ends the search."""
+STRIDES_UP = (1.25, 1.5)
+STRIDES_DOWN = (1.1, 1.25, 1.5)
+"""Factors of the first moves away from the guess; later ones are ``STRIDE``. Down starts small: a guess is good to some
+percent before a peak was measured."""
 STRIDE = 2.0
 LEADS = 2
-"""Moves that go where a new guess says, beyond the stride, without using the stride up: a guess that keeps moving
-cannot keep the search going."""
+"""Moves that go where a new guess says, and at least 5 % up: a guess that a measured peak has set right is good to a
+few percent, and one such step that fails ends the search. Then strides and halving alone count, so that a guess that
+keeps moving cannot keep the search going."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,20 @@ def search(
     while not _narrow(low, high, grid):
         if low is None and high is None:
             value = floor(grid, guess())
-        elif high is None:
-            assert low is not None
-            stride, aim = low * _stride(STRIDES_UP, moves), guess()
-            value = max(floor(grid, max(aim, stride)), _after(grid, low))
-            moves, leads = (moves, leads - 1) if aim > stride and leads else (moves + 1, leads)
         elif low is None:
+            assert high is not None
             value = min(floor(grid, min(guess(), high / _stride(STRIDES_DOWN, moves))), _before(grid, high))
             moves += 1
         else:
-            value = min(max(floor(grid, isqrt(low * high)), _after(grid, low)), _before(grid, high))
+            aim = max(guess(), low * (1 + RELATIVE)) if leads else 0.0
+            if aim and (high is None or aim < high):
+                value, leads = floor(grid, aim), leads - 1
+            elif high is None:
+                value, moves = floor(grid, low * _stride(STRIDES_UP, moves)), moves + 1
+            else:
+                value = floor(grid, isqrt(low * high))
+            value = max(value, _after(grid, low))
+            value = value if high is None else min(value, _before(grid, high))
         if trial(value):
             low = value
         else:

@@ -51,7 +51,10 @@ def regress(
     across: AcrossOpt = None,
     follow: Annotated[bool, typer.Option("--follow", help="Give each release the versions that it demands.")] = False,
     suite: Annotated[str | None, typer.Option(help="Suite of one cell for speed, accuracy and dispatch.")] = None,
-    budget_minutes: Annotated[float, typer.Option(help="GPU minutes for the suite's runs.")] = 10.0,
+    budget_minutes: Annotated[
+        float, typer.Option(help="GPU minutes for the suite's runs; 0 judges those in --runs.", min=0)
+    ] = 10.0,
+    runs: Annotated[Path | None, typer.Option(help="Keep the suite's records here, and go on from them.")] = None,
     json_file: JsonOpt = None,
     junit: JunitOpt = None,
     markdown: MarkdownOpt = None,
@@ -63,6 +66,8 @@ def regress(
     from bench.regress.verdict import compare
 
     with told():
+        if runs and not suite:
+            raise InputError("--runs", "keeps the runs of a suite, and there is none", "give it with --suite")
         options, index = _options(levels, kernels, import_runs, hangs_after), _index(wheelhouse)
         rules = policies.load(policy)
         sides = [build(source, package, index, follow=follow) for source in (baseline, candidate)]
@@ -71,7 +76,7 @@ def regress(
         if suite:
             from bench.regress.levels.paired import added
 
-            comparison = added(comparison, sides[0], sides[1], suite, budget_minutes, rules, _progress)
+            comparison = added(comparison, sides[0], sides[1], suite, budget_minutes, rules, _progress, runs)
         _tell(comparison, json_file, junit, markdown)
     raise typer.Exit(comparison.exit_code)
 

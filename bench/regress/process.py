@@ -7,7 +7,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from bench.executor import die_with
 
 CHECKOUT = Path(__file__).parents[2]
 QUIET = {
@@ -59,6 +62,7 @@ def run(
         process = subprocess.Popen(
             command, env=environment(paths) | dict(settings or {}), cwd=folder or scratch,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=partial(die_with, os.getpid()),
         )  # fmt: skip
         code: int | None = None
         try:

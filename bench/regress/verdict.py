@@ -67,6 +67,8 @@ class Comparison(Frozen):
     could_not: list[str]
     """Levels that could run on neither side, with the reason."""
     metrics: list[MetricVerdict]
+    pairs: list[tuple[str, str]] = []
+    """Ids of the records that speed, memory, dispatch and accuracy were judged by: baseline's and candidate's."""
 
     @property
     def failed(self) -> list[MetricVerdict]:

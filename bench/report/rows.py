@@ -248,6 +248,9 @@ def _cautions(finding: Finding) -> list[str]:
     for side in (finding.baseline, finding.candidate):
         if side and side.contaminated:
             told.append(f"{side.backend}: {side.contaminated} of {side.processes} runs were contaminated")
+        if side and side.contaminated_peaks:
+            runs = f"{side.contaminated_peaks} contaminated run{'s' * (side.contaminated_peaks > 1)}"
+            told.append(f"{side.backend}: the process's own peaks take in {runs}")
         if side and side.unsettled:
             told.append(f"{side.backend}: step times of {side.unsettled} of {side.processes} runs never settled")
     return told

@@ -49,7 +49,7 @@ def test_the_rule_takes_the_smallest_rank_that_is_good_enough() -> None:
 def test_where_the_good_rank_does_not_fit_the_largest_that_does_is_taken() -> None:
     made = next(
         m
-        for free in range(6000, 24_000, 250)
+        for free in range(6000, 24_000, 20)
         if (m := advise(asked(reserve_mib=24_564 - free, backends=("unsloth",)), fit())).recommended
     )
     assert made.recommended and made.recommended.r == 4 and "is the largest that fits" in made.why

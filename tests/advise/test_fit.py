@@ -9,6 +9,7 @@ from bench.advise.fit import (
     BOUNDS,
     FIT_FILE,
     METERS,
+    REPEATED,
     Observation,
     calibrate,
     load_fit,
@@ -85,7 +86,7 @@ def test_of_a_cell_the_latest_run_counts_and_a_contaminated_one_unless_the_gpu_w
     again = runs[0].model_copy(update={"id": runs[0].id.replace("2026", "2027"), "status": "contaminated",
                                        "health": Health(reasons=["another process"])})  # fmt: skip
     found, skipped = observe([again, *runs])
-    assert {one.record_id for one in found} == {again.id, runs[1].id} and skipped == {"an earlier run of a cell": 1}
+    assert {one.record_id for one in found} == {again.id, runs[1].id} and skipped == {REPEATED: 1}
     broken = again.model_copy(update={"health": Health(reasons=["Xid"], xid_errors=[79])})
     found, skipped = observe([broken, *runs])
     assert {one.record_id for one in found} == {run.id for run in runs} and skipped == {"did not end ok": 1}

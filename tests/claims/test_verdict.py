@@ -13,6 +13,7 @@ from bench.claims.verdict import ClaimVerdict, Evidence, judge, together, verdic
 from bench.record import Health, Steps
 from bench.store import Loaded
 from tests.synthetic import environment, evaluation, record, unfinished
+from tests.test_oom import AT_CAP, AT_CARD
 
 AT_LEAST = Rule(kind="at_least", low=2, rounding=0.05)
 RANGE = Rule(kind="range", low=2, high=5)
@@ -157,6 +158,47 @@ def test_a_budget_is_held_against_the_process_as_the_driver_sees_it(tmp_path: Pa
     assert one(runs(tmp_path, "unsloth", (1.0,), peak_gib=23), part).verdict == "refuted"
 
 
+BUSY: dict[str, Any] = {"status": "contaminated", "health": Health(reasons=["x"], other_processes_during=3)}
+FAULT: dict[str, Any] = {"status": "contaminated", "health": Health(reasons=["Xid"], xid_errors=[79])}
+
+
+def test_runs_beside_others_tell_what_their_own_process_took_and_no_speed(tmp_path: Path) -> None:
+    base, cand = runs(tmp_path, "hf-peft", (1.0,), peak_gib=40), runs(tmp_path, "unsloth", (1.0,), peak_gib=10, **BUSY)
+    saving = pair_part("vram_saving", Rule(kind="at_least", low=0.7))
+    found = one(base + cand, saving)
+    assert {j.measure.meter for j in found.parts[0].judgements} == {"torch_allocated", "torch_reserved", "nvml_process"}
+    assert found.measured == pytest.approx(1 - 12 / 42) and found.verdict == "supported"
+    assert "process peaks of contaminated runs (beside other processes, or throttled) among them in 3" in found.note
+    assert one(base + cand, pair_part()).measured is None, "no speedup"
+    faulty = runs(tmp_path, "unsloth", (1.0,), peak_gib=10, **FAULT)
+    assert one(base + faulty, saving).measured is None
+
+
+def test_a_peak_of_a_run_beside_others_is_held_against_a_budget(tmp_path: Path) -> None:
+    part = Part(metric="vram_gib", rule=AT_MOST, suites=(SUITE,), where={"backend": "unsloth"})
+    found = one(runs(tmp_path, "unsloth", (1.0,), peak_gib=21, **BUSY), part)
+    assert found.verdict == "supported" and "beside other processes" in found.note
+    assert "nvml_device" not in {j.measure.meter for j in found.parts[0].judgements}
+    assert one(runs(tmp_path, "unsloth", (1.0,), peak_gib=21, **FAULT), part).measured is None
+
+
+def test_out_of_memory_beside_others_bounds_nothing_unless_the_cap_refused(tmp_path: Path) -> None:
+    part = Part(metric="vram_gib", rule=AT_MOST, suites=(SUITE,), where={"backend": "unsloth"})
+
+    def ended(text: str, **health: Any) -> ClaimVerdict:
+        condition = Health(reasons=["x"] * bool(health), **health)
+        full = runs(tmp_path, "unsloth", (1.0,), peak_gib=30, status="oom", message=text, health=condition)
+        return one(full, part)
+
+    assert ended("CUDA out of memory").verdict == "refuted"
+    beside = ended(AT_CARD, other_processes_during=2)
+    assert beside.measured is None and beside.verdict == "inconclusive" and "oom: CUDA out of memory" in beside.note
+    at_cap = ended(AT_CAP, other_processes_during=2)
+    assert at_cap.verdict == "refuted"
+    assert "nvml_device" not in {j.measure.meter for j in at_cap.parts[0].judgements}
+    assert ended("MemoryError: ").measured is None, "the host's memory"
+
+
 def test_a_failed_side_is_told(tmp_path: Path) -> None:
     (cell,) = [c for c in suite_cells(SUITE) if c.backend == "unsloth"]
     failed = unfinished("unsloth", "oom", "no room", cell=cell.model_dump())
@@ -196,6 +238,8 @@ def test_loss_curves_are_held_against_two_seeds_of_the_baseline(tmp_path: Path, 
         for add in [0.1 if cell.seed == 1 else shift if cell.batch_size == 1 else 0.0]
     ]
     assert one(found, part).verdict == expected
+    busy = [Loaded(item.record.model_copy(update=BUSY), tmp_path) for item in found]
+    assert one(busy, part).verdict == expected, "losses are answers"
     without_yardstick = [item for item in found if item.record.cell.seed != 1]
     assert one(without_yardstick, part).verdict == "inconclusive"
 

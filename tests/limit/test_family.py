@@ -11,8 +11,6 @@ from bench.cell import Cell
 from bench.environment import read_gpus
 from bench.errors import InputError, Unsupported
 from bench.limit.family import TOKENS_PER_EXAMPLE, Family, What, family
-from bench.limit.first_guess import need_bytes
-from bench.models.sources import config_for
 from bench.store import load
 from tests.synthetic import environment
 
@@ -104,30 +102,3 @@ def test_the_cap_does_nothing_without_a_budget_and_refuses_without_a_gpu() -> No
     assert vram_cap.apply(None, vram_cap.RESERVE_BYTES) == {}
     with pytest.raises(Unsupported, match="needs an NVIDIA GPU"):
         vram_cap.apply(8 * GIB, vram_cap.RESERVE_BYTES)
-
-
-def test_the_first_guess_is_near_what_published_runs_took() -> None:
-    """Documented settings on the H100: the search needs few probes only if the formula is fair."""
-    ratios = []
-    for record in (item.record for item in load(RESULTS)[0]):
-        training = [p for p in record.phases if p.name in ("warmup", "steady")]
-        peaks = [
-            p.torch_allocated_peak_bytes + p.nvml_process_peak_bytes - p.torch_reserved_peak_bytes
-            for p in training
-            if p.torch_allocated_peak_bytes and p.nvml_process_peak_bytes and p.torch_reserved_peak_bytes
-        ]
-        usual = record.cell.attention != "eager" and record.cell.gradient_checkpointing != "off"
-        config = config_for(record.cell)
-        if record.status == "ok" and peaks and usual and config:
-            ratios.append(need_bytes(config, record.cell) / max(peaks))
-    assert len(ratios) >= 10
-    assert min(ratios) > 0.8 and max(ratios) < 1.25
-
-
-@pytest.mark.parametrize("what", ["max_length", "batch_size", "r"])
-def test_the_guess_grows_with_the_value(what: What) -> None:
-    probes = make(what, backend="hf-peft", max_length=None if what == "max_length" else 2048)
-    config = config_for(probes.base)
-    assert config
-    needs = [need_bytes(config, probes.at(value)) for value in probes.grid[::50][:10]]
-    assert needs == sorted(set(needs))

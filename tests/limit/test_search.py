@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import InputError
-from bench.limit.search import RELATIVE, above, search
+from bench.limit.search import LEADS, RELATIVE, above, search
 
 GRIDS: list[Sequence[int]] = [range(512, 2**21 + 1, 256), range(1, 2**14 + 1), [1, 2, 4, *range(8, 4097, 8)]]
 
@@ -48,14 +48,26 @@ def test_any_threshold_is_found_within_the_resolution(
 def test_the_trials_are_few_and_grow_with_the_log_of_the_error(grid: Sequence[int], limit: float, off: float) -> None:
     trial = Threshold(limit, grid)
     search(trial, grid, lambda: limit * off, {})
-    assert len(trial.tried) <= 9 + ceil(abs(log2(off)))
+    assert len(trial.tried) <= 9 + LEADS + ceil(abs(log2(off)))
 
 
 @given(limit=st.integers(2000, 500_000), off=st.floats(0.8, 1.25))
-def test_a_fair_guess_needs_seven_at_most(limit: int, off: float) -> None:
+def test_a_fair_guess_that_is_never_set_right_needs_eight_at_most(limit: int, off: float) -> None:
     trial = Threshold(limit, GRIDS[0])
     search(trial, GRIDS[0], lambda: limit * off, {})
-    assert len(trial.tried) <= 7
+    assert len(trial.tried) <= 8
+
+
+@pytest.mark.parametrize("limit", [21_848, 40_724, 78_475])
+@pytest.mark.parametrize(
+    "off, most", [(0.8, 3), (0.9, 3), (0.95, 3), (0.97, 3), (1, 2), (1.03, 3), (1.05, 4), (1.1, 3)]
+)
+def test_a_guess_that_is_some_percent_off_and_set_right_by_what_fits_needs_few(
+    limit: int, off: float, most: int
+) -> None:
+    trial = Threshold(limit, GRIDS[0])
+    search(trial, GRIDS[0], lambda: 0.98 * limit * (1 if any(trial.tried.values()) else off), {})
+    assert len(trial.tried) <= most
 
 
 def test_a_guess_set_right_by_the_first_probe_needs_three() -> None:

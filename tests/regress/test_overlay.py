@@ -78,6 +78,17 @@ def test_companions_go_in_with_the_version_that_the_release_asks_for(tmp_path: P
     assert {item.name: item.version for item in made.lock} == {"unsloth": "5.0", "unsloth-zoo": "1.1"}
 
 
+def test_a_wheelhouse_needs_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/simple")
+    wheel(tmp_path, "1.1", name="unsloth_zoo")
+    wheel(tmp_path, "5.0", name="unsloth", requires=("unsloth_zoo>=1.0", "typer<0.1"))
+    wheel(tmp_path, "0.0.9", name="typer")
+    made = build("5.0", "unsloth", Index(tmp_path), follow=True)
+    assert [item.name for item in made.lock] == ["unsloth", "unsloth-zoo", "typer"]
+    assert Index(tmp_path).versions("unsloth") == ["5.0"]
+
+
 def test_demands_are_followed_where_asked_but_never_for_torch(tmp_path: Path) -> None:
     wheel(tmp_path, "1.0", requires=("torch<1", "typer<0.1", "absent-package"))
     wheel(tmp_path, "0.0.9", name="typer")

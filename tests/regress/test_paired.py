@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from bench.derived import METERS
 from bench.errors import InputError
 from bench.record import FileRef, Fingerprint
-from bench.regress import policy
+from bench.regress import outputs, policy
 from bench.regress.index import Index
 from bench.regress.levels import paired
 from bench.regress.overlay import Overlay, build
+from bench.regress.sequential import LOOKS, Look
 from bench.regress.verdict import Comparison, MetricVerdict, Side
+from bench.stats import ALPHA
 from bench.store import Loaded
 from tests.regress.wheels import PACKAGE, wheel
 from tests.synthetic import record
@@ -108,6 +111,40 @@ def test_gpu_time_decides_where_the_wall_clock_is_open() -> None:
     assert work.verdict == "regressed" and work.gate and work.effect == pytest.approx(0.05, abs=1e-3)
     without = paired.Runs(pairs=[(Loaded(record(), Path("nowhere")), Loaded(record(serial=1), Path("nowhere")))] * 4)
     assert "speed/gpu_work_s" not in {metric.name for metric in paired._metrics(without, {}, policy.load())}
+
+
+def test_an_open_rate_beside_unchanged_gpu_time_passes_and_says_what_it_could_show() -> None:
+    walls, works = (1.0, 1.2, 0.9, 1.1), (0.3001, 0.3000, 0.3002, 0.2999)
+    file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
+
+    def run(n: int) -> Loaded:
+        seen = Fingerprint(
+            file=file, device="cuda", kernels=1, launches=1, device_s=works[n % 4] * (1 + n / 1e5), sha256="f" * 64
+        )
+        return Loaded(record("unsloth", step_s=(walls[n % 4],) * 4, fingerprint=seen, serial=n), Path("nowhere"))
+
+    runs = paired.Runs(pairs=[(run(n), run(5 + n)) for n in range(4)])
+    looks: dict[str, Look] = {}
+    assert not paired._decided(runs, looks, policy.load())
+    found = EMPTY.model_copy(update={"metrics": paired._metrics(runs, looks, policy.load())})
+    verdicts = {metric.name: metric.verdict for metric in found.metrics}
+    assert verdicts["speed/tokens_per_s"] == "inconclusive" and verdicts["speed/gpu_work_s"] == "unchanged"
+    told = outputs.markdown(found)
+    rate = next(metric for metric in found.metrics if metric.name == "speed/tokens_per_s")
+    assert (
+        found.exit_code == 0 and "1 inconclusive" in told and rate.mde and f"could show {100 * rate.mde:.1f} %" in told
+    )
+
+
+def test_alpha_is_divided_by_weight_among_the_metrics_that_there_are() -> None:
+    pairs = [
+        (Loaded(record(serial=n), Path("nowhere")), Loaded(record(serial=n + 4), Path("nowhere"))) for n in range(4)
+    ]
+    found = paired._metrics(paired.Runs(pairs=pairs), {}, policy.load())
+    levels = {metric.name: 1 - metric.level for metric in found if metric.level is not None}
+    assert set(levels) == {"speed/tokens_per_s", *(f"memory/{meter}_peak_bytes" for meter in METERS)}
+    assert sum(levels.values()) == pytest.approx(ALPHA * LOOKS[4])
+    assert levels["speed/tokens_per_s"] == pytest.approx(8 * levels["memory/nvml_process_peak_bytes"])
 
 
 def test_a_suite_of_several_cells_is_refused(tmp_path: Path) -> None:

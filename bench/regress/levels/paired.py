@@ -1,89 +1,89 @@
 """Levels speed, memory, accuracy and dispatch: one cell with both releases, run by the harness's own executor.
 
-Each run is ``peftmark run`` in a fresh process that sees one release. Pairs are run A B, B A, ... and looked at by the
-rules of ``bench.regress.sequential``; they end when every metric is decided or the budget is spent.
+Pairs of runs (``bench.regress.levels.pairs``) are looked at by the rules of ``bench.regress.sequential``; they end when
+every metric is decided or the budget is spent.
 """
 
 import math
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from bench import fingerprint, store, suite
+from bench import fingerprint, suite
 from bench.accuracy import compare_accuracy
 from bench.derived import METERS, Derived, Meter, derive
 from bench.errors import InputError
-from bench.executor import BAD
+from bench.groups import machine_name
+from bench.regress.levels.pairs import SIDES, Runs, Source, check_noted
 from bench.regress.overlay import Overlay
 from bench.regress.policy import Policy, Rule
-from bench.regress.process import run
 from bench.regress.sequential import LOOKS, MOST, Look, look
 from bench.regress.verdict import Comparison, MetricVerdict, Verdict
-from bench.store import Loaded, whole_file
+from bench.store import Loaded, Store, whole_file
 
 Reading = Callable[[Derived], float | None]
 
 SPEED, GPU_WORK = "speed/tokens_per_s", "speed/gpu_work_s"
 """The second is the time of the GPU's kernels alone (bench.derived): where steps wait for the CPU, it decides first."""
-GRACE_S = 120.0
-"""Beyond the suite's own time limit, for imports and preparation."""
-
-
-@dataclass
-class Runs:
-    """What was run so far."""
-
-    pairs: list[tuple[Loaded, Loaded]] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    """Side to the reason why it could not run."""
-    seconds: float = 0.0
 
 
 def added(
     comparison: Comparison, baseline: Overlay, candidate: Overlay, name: str, budget_minutes: float, policy: Policy,
-    said: Callable[[str], None],
+    said: Callable[[str], None], kept: Path | None = None,
 ) -> Comparison:  # fmt: skip
-    """The comparison with the metrics of suite ``name``, which has one cell, within ``budget_minutes`` of runs."""
+    """The comparison with the metrics of suite ``name``, which has one cell, within ``budget_minutes`` of runs.
+
+    ``kept``: folder in which the pairs' records stay; whole pairs there are used, not run again. With a budget of 0
+    nothing is run. InputError where what is kept is of other releases, another cell or another machine.
+    """
     loaded = suite.load(suite.find(name))
     if len(loaded.distinct_cells) != 1:
         raise InputError(f"--suite {name}", f"has {len(loaded.distinct_cells)} cells", "give a suite of one cell")
-    with tempfile.TemporaryDirectory() as folder:
-        runs, looks = Runs(), dict[str, Look]()
+    for side in (baseline, candidate) if kept else ():
+        check_noted(side)
+    with _folder(kept, budget_minutes) as folder:
+        source, runs, looks = Source(folder, (baseline, candidate), loaded, said), Runs(), dict[str, Look]()
         while len(runs.pairs) < MOST and not runs.failed and not _decided(runs, looks, policy):
-            longest = runs.seconds / len(runs.pairs) if runs.pairs else 0.0
-            if runs.pairs and runs.seconds + longest > 60 * budget_minutes:
-                said(f"the budget of {budget_minutes:g} min ends after {len(runs.pairs)} pairs")
+            if not source.advance(runs, budget_minutes):
                 break
-            _run_pair(runs, (baseline, candidate), loaded, Path(folder), said)
-        return comparison.model_copy(update={"metrics": comparison.metrics + _metrics(runs, looks, policy)})
+        if not (runs.pairs or runs.failed or runs.contaminated):
+            raise InputError(f"--runs {kept}", "holds no whole pair", "give --budget-minutes to run some")
+        return _with(comparison, runs, _metrics(runs, looks, policy))
 
 
-def _run_pair(
-    runs: Runs, sides: tuple[Overlay, Overlay], loaded: suite.Suite, folder: Path, said: Callable[[str], None]
-) -> None:
-    number, start = len(runs.pairs), time.monotonic()
-    made: dict[int, Loaded] = {}
-    for which in (0, 1) if number % 2 == 0 else (1, 0):
-        label = ("baseline", "candidate")[which]
-        said(f"pair {number + 1}: {label} {sides[which].version}")
-        out = folder / f"{label}-{number}"
-        command = [sys.executable, "-m", "bench", "run", str(loaded.path.resolve()), "--out", str(out), "--quiet"]
-        ended = run(command, [sides[which].folder], loaded.timeout_s + GRACE_S)
-        records = store.load(out)[0] if out.is_dir() else []
-        if not records:
-            runs.failed[label] = ended.why if ended.code is not None else "hangs"
-        elif records[-1].record.status in (*BAD, "oom", "unsupported"):
-            record = records[-1].record
-            runs.failed[label] = f"{record.status}: {record.message or ''}"
-        else:
-            made[which] = records[-1]
-    runs.seconds += time.monotonic() - start
-    if len(made) == 2:
-        runs.pairs.append((made[0], made[1]))
+@contextmanager
+def _folder(kept: Path | None, budget_minutes: float) -> Iterator[Path]:
+    """Where the pairs are; locked where some may be run."""
+    if kept is None:
+        if not budget_minutes:
+            raise InputError("--budget-minutes 0", "judges kept runs, and there are none", "give their folder: --runs")
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+    elif budget_minutes:
+        with Store(kept.resolve()).locked():
+            yield kept.resolve()
+    else:
+        yield kept.resolve()
+
+
+def _with(comparison: Comparison, runs: Runs, metrics: list[MetricVerdict]) -> Comparison:
+    """The comparison with the runs' metrics, records and machine. Where nothing could be compared, it says so."""
+    made_on = {machine_name(one.record.environment) for pair in runs.pairs for one in pair}
+    elsewhere = sorted(made_on - {comparison.machine})
+    nothing = [] if runs.pairs or "candidate" in runs.failed and len(runs.failed) == 1 else [_reasons(runs)]
+    return comparison.model_copy(update={
+        "machine": "; runs: ".join([comparison.machine, *elsewhere]),
+        "pairs": [(base.record.id, cand.record.id) for base, cand in runs.pairs],
+        "could_not": [*comparison.could_not, *(f"speed: {reason}" for reason in nothing)],
+        "metrics": comparison.metrics + metrics,
+    })  # fmt: skip
+
+
+def _reasons(runs: Runs) -> str:
+    told = [f"{side}: {why}" for side, why in runs.failed.items()]
+    return "; ".join([*told, *filter(None, [runs.contaminated])])
 
 
 def _peak(meter: Meter, derived: Derived) -> float | None:
@@ -96,6 +96,9 @@ READINGS: dict[str, Reading] = {
     **{f"memory/{meter}_peak_bytes": partial(_peak, meter) for meter in METERS},
 }
 """What is compared over pairs, by metric."""
+WEIGHTS = {name: 0.4 if name in (SPEED, GPU_WORK) else 0.05 for name in READINGS}
+"""Each metric's part of alpha, before those that a comparison lacks are left out. Times vary from process to process
+and need alpha; peaks of one release repeat exactly or nearly so, and are told apart at any level."""
 
 
 def _series(runs: Runs) -> dict[str, list[float]]:
@@ -121,7 +124,8 @@ def _decided(runs: Runs, looks: dict[str, Look], policy: Policy) -> bool:
 
 
 def _look(series: dict[str, list[float]], name: str, rule: Rule) -> Look:
-    return look(series[name], rule.margin, alpha=rule.alpha, metrics=len(series))
+    weight = WEIGHTS[name] / sum(WEIGHTS[one] for one in series)
+    return look(series[name], rule.margin, alpha=rule.alpha, weight=weight)
 
 
 def _metrics(runs: Runs, looks: dict[str, Look], policy: Policy) -> list[MetricVerdict]:
@@ -155,14 +159,14 @@ def _judged(name: str, found: Look, middle: list[float], better: str, rule: Rule
 
 
 def _ran(runs: Runs) -> MetricVerdict:
-    """A candidate that fails where the baseline runs has regressed."""
-    sides = {side: runs.failed.get(side, "good") for side in ("baseline", "candidate")}
-    verdict: Verdict = "unchanged"
+    """A candidate that fails where the baseline runs has regressed; one that others disturbed has not."""
+    sides = {side: runs.failed.get(side, "good" if runs.pairs or runs.failed else "unknown") for side in SIDES}
+    verdict: Verdict = "unchanged" if runs.pairs else "inconclusive"
     if runs.failed:
         verdict = "regressed" if list(runs.failed) == ["candidate"] else "inconclusive"
     return MetricVerdict(
         name="speed/ran", verdict=verdict, gate=True, baseline=sides["baseline"], candidate=sides["candidate"],
-        why="; ".join(runs.failed.values()),
+        why=_reasons(runs) if verdict != "unchanged" else "",
     )  # fmt: skip
 
 

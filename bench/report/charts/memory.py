@@ -130,7 +130,7 @@ def parts_chart(view: View) -> tuple[Chart, dict[str, Columns]] | None:
 
 def _part_rows(one: FindingView, side: Side) -> list[dict[str, Any]]:
     peaks = [peak.median for peak in side.training_peaks.values() if peak]
-    if len(peaks) < len(PART_COLOURS):
+    if len(peaks) < len(PART_COLOURS) or peaks != sorted(peaks):  # medians of unlike runs: see Side.contaminated_peaks
         return []
     parts = [high - low for low, high in zip([0, *peaks], peaks, strict=False)]
     rank = one.about["rank"]
