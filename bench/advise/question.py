@@ -16,7 +16,7 @@ from bench.models.files import read_config
 
 BACKENDS = ("hf-peft", "unsloth")
 Verdict = Literal["fits", "tight", "no"]
-"""fits: the interval's upper end is free on the GPU; tight: the prediction is, its upper end is not."""
+"""fits: the interval's upper end is free on the GPU; no: its lower end is not; tight: what is free lies between."""
 
 
 class Model(Frozen):
@@ -90,7 +90,7 @@ def predict_for(asked: Asked, fit: Fit, backend: str, r: int) -> Prediction:
 def verdict(asked: Asked, made: Prediction) -> Verdict:
     if made.needed_bytes <= asked.free_bytes:
         return "fits"
-    return "tight" if max(made.peaks["nvml_process"].value, made.loading_bytes) <= asked.free_bytes else "no"
+    return "tight" if max(made.peaks["nvml_process"].low, made.loading_bytes) <= asked.free_bytes else "no"
 
 
 def fits(asked: Asked, fit: Fit, backend: str, r: int) -> bool:
