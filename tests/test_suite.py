@@ -36,7 +36,7 @@ def test_shipped_suites_load(name: str) -> None:
 
 def test_shipped_suites_are_these() -> None:
     assert suite.shipped() == [
-        "demo", "h100-accuracy", "h100-control", "h100-memory", "h100-seeds", "h100-speed", "ladder",
+        "demo", "h100-accuracy", "h100-caps", "h100-control", "h100-memory", "h100-seeds", "h100-speed", "ladder",
     ]  # fmt: skip
     assert len(suite.load(suite.find("demo")).cells()) == 8
 
