@@ -141,6 +141,8 @@ def _observation(record: Record) -> Observation | str:
         return "no GPU"
     if why := not_modelled(cell):
         return why
+    if cell.vram_budget_bytes is not None:
+        return "ran under a cap, which keeps the allocator from holding more than it needs"
     config, peaks = known_config(record), derive(record, lambda _: None).training_peaks
     if config is None:
         return "the model's configuration is not known here"

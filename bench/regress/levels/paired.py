@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from bench import fingerprint, suite
 from bench.accuracy import compare_accuracy
@@ -130,12 +131,18 @@ def _look(series: dict[str, list[float]], name: str, rule: Rule) -> Look:
 
 def _metrics(runs: Runs, looks: dict[str, Look], policy: Policy) -> list[MetricVerdict]:
     metrics = [_ran(runs)]
-    series = _series(runs) if len(runs.pairs) > 1 else {}
+    series = _series(runs)
     for name in series:
         rule, better = policy.rule(name), "higher" if name == SPEED else "lower"
         values = [tuple(READINGS[name](derive(one.record)) or math.nan for one in pair) for pair in runs.pairs]
-        middle = [sorted(side)[len(side) // 2] for side in zip(*values, strict=True)]
+        middle = [median(side) for side in zip(*values, strict=True)]
         found = looks.get(name)
+        if len(runs.pairs) == 1:
+            metrics.append(MetricVerdict(
+                name=name, verdict="inconclusive", gate=rule.gate, baseline=f"{middle[0]:.6g}",
+                candidate=f"{middle[1]:.6g}", effect=math.expm1(series[name][0]), why="one pair has no interval",
+            ))  # fmt: skip
+            continue
         if found is None or found.change == "open":
             found = _look(series, name, rule)
         metrics.append(_judged(name, found, middle, better, rule))
