@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from bench.advise.fit import Fit
+from bench.advise.gpus import table
 from bench.advise.parts import Part
 from bench.advise.predict import Interval
 from bench.advise.question import Asked, Verdict, fits, predict_for, setup_for, verdict
@@ -14,6 +15,8 @@ from bench.cell import Frozen
 RANKS = (4, 8, 16, 32, 64, 128, 256)
 SEQUENCE_STEP = 256
 LONGEST, LARGEST_BATCH = 1_048_576, 1024
+ANOTHER_CARD = 0.05
+"""Memory further from the table's than drivers and ECC move it: a card of the same name and another size."""
 
 
 class Choice(Frozen):
@@ -166,6 +169,12 @@ def _notes(asked: Asked, fit: Fit, choices: Sequence[Choice]) -> list[str]:
         )
     if asked.gpu.memory_from in ("nominal", "nvidia-smi"):
         notes.append(f"memory of {asked.gpu.name} is {asked.gpu.memory_from}: --gpu auto reads the card")
+    listed = table().get(asked.gpu.name)
+    if listed and abs(asked.gpu.memory_mib / listed.memory_mib - 1) > ANOTHER_CARD:
+        notes.append(
+            f"the table's {listed.nvml_name} has {listed.memory_mib} MiB and this one {asked.gpu.memory_mib}: "
+            "another card of that name, whose bandwidth may differ, and with it its speed"
+        )
     if beyond := sorted({told for c in choices for told in c.beyond if not told.startswith("r ")}):
         notes.append("beyond the records, so with wider intervals: " + "; ".join(beyond))
     if fit.gpus and asked.gpu.nvml_name not in fit.gpus:

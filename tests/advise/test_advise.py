@@ -55,6 +55,15 @@ def test_where_the_good_rank_does_not_fit_the_largest_that_does_is_taken() -> No
     assert made.recommended and made.recommended.r == 4 and "is the largest that fits" in made.why
 
 
+def test_a_card_of_the_same_name_with_other_memory_is_noticed() -> None:
+    """An RTX 3080 of 12 GB has the name of the table's 10 GB and another bandwidth."""
+    ours = find("rtx-3080")
+    twin = ours.model_copy(update={"memory_mib": 12288, "memory_from": "this machine"})
+    notes = {gpu: advise(Asked(model=find_model("llama-3.2-1b"), gpu=gpu), fit()).notes for gpu in (ours, twin)}
+    assert any("another card of that name" in note for note in notes[twin])
+    assert not any("another card" in note for note in notes[ours])
+
+
 def test_longest_and_largest_are_the_edge() -> None:
     question = asked(backends=("unsloth",))
     made = advise(question, fit())
