@@ -154,6 +154,8 @@ def report(
     """
     from bench import beside as other_files
     from bench import report as reporting
+    from bench.advise import fit as fitting
+    from bench.advise.section import section as advise_section
     from bench.claims.section import section as claims_section
     from bench.claims.verdict import Evidence, verdicts
     from bench.compare import compare
@@ -164,11 +166,12 @@ def report(
         found = compare(own, across=across or (), include_contaminated=include_contaminated)
         content = FindingsFile(title=title, own=found, published=compare(beside))
         evidence = Evidence.read(runs, own)
-        others, unread = other_files.sections(runs, out_dir, {one.record.id for one in [*own, *beside]})
+        shown = [item.record for item in [*own, *beside]]
+        others, unread = other_files.sections(runs, out_dir, {record.id for record in shown})
         for line in dict.fromkeys([*evidence.unread, *unread]):
             err.print(f"[yellow]skipped[/] {escape(line)}", soft_wrap=True)
-        judged = claims_section(verdicts(evidence))
-        reporting.render(content, own, beside, out_dir, added=[*([judged] if judged else []), *others])
+        made = [claims_section(verdicts(evidence)), advise_section(shown, fitting.load_fit())]
+        reporting.render(content, own, beside, out_dir, added=[*(one for one in made if one), *others])
         for table in reporting.terminal_tables(content):
             out.print(table)
         out.print(f"report: {escape(str((out_dir / 'index.html').resolve()))}", soft_wrap=True)

@@ -80,7 +80,7 @@ def known_config(record: Record) -> dict[str, Any] | None:
 
     try:
         return None if record.cell.source == "local" else config_for(record.cell)
-    except InputError:
+    except (InputError, ValueError):  # ValueError: no hub id can be so
         return None
 
 

@@ -19,10 +19,15 @@ def config(**fields: Any) -> dict[str, Any]:
 
 
 @cache
+def committed() -> tuple[Loaded, ...]:
+    """All of results/."""
+    return tuple(store.load(RESULTS)[0])
+
+
+@cache
 def records() -> tuple[Loaded, ...]:
     """The speed and accuracy records: three architectures."""
-    kept = [item for item in store.load(RESULTS)[0] if item.record.suite in ("h100-speed", "h100-accuracy")]
-    return tuple(kept)
+    return tuple(item for item in committed() if item.record.suite in ("h100-speed", "h100-accuracy"))
 
 
 @cache

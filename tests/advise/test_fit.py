@@ -64,7 +64,7 @@ def test_committed_records_are_predicted_without_their_architecture() -> None:
     nvml = committed.left_out["nvml_process"]
     assert nvml.median <= 0.03 and nvml.p95 <= 0.08 and nvml.lowest >= -0.10
     assert {row.record_id for row in committed.rows} == set(committed.record_ids)
-    names = {path.parent.name for path in RESULTS.glob("*/*/record.json")}
+    names = {path.parent.name for path in RESULTS.rglob("record.json")}
     assert set(committed.record_ids) <= names
     used = {i for one in committed.accuracy for rank in one.ranks for i in rank.record_ids}
     assert used <= names and {point.record_id for point in committed.speeds} <= names
@@ -90,6 +90,12 @@ def test_of_a_cell_the_latest_run_counts_and_a_contaminated_one_unless_the_gpu_w
     broken = again.model_copy(update={"health": Health(reasons=["Xid"], xid_errors=[79])})
     found, skipped = observe([broken, *runs])
     assert {one.record_id for one in found} == {run.id for run in runs} and skipped == {"did not end ok": 1}
+
+
+def test_a_run_under_a_cap_is_not_fitted_on() -> None:
+    capped = synthetic.record(cell={"vram_budget_bytes": 24 * 2**30})
+    ((why, count),) = observe([capped, synthetic.record()])[1].items()
+    assert count == 1 and why.startswith("ran under a cap")
 
 
 def test_too_few_records_say_how_many_are_needed() -> None:

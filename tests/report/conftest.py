@@ -9,7 +9,8 @@ import pytest
 
 from bench.beside import sections
 from tests.report import beside
-from tests.report.made import report
+from tests.report.advised import memory_model
+from tests.report.made import everything, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -18,7 +19,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def made_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("everything")
     beside.everything(folder / "results")
-    return report(folder, sections([folder / "results"], folder / "out", set())[0])
+    model = memory_model([item.record for item in everything(folder / "same")])  # the records that report makes
+    return report(folder, [model, *sections([folder / "results"], folder / "out", set())[0]])
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ MARKS = """[...document.querySelectorAll('figure[data-chart]')].map(f => [f.data
     f.querySelectorAll('.plot [class*="mark-"] :is(path, line)').length])"""
 CHARTS = {
     "speedup", "peaks", "parts", "timeline", "scores", "differences", "choice", "loss", "step-times", "break-even",
-    "ladder-speed", "ladder-memory", "limits", "kernels-speed", "releases",
+    "ladder-speed", "ladder-memory", "limits", "kernels-speed", "releases", "memory-predicted",
+    "memory-by-rank", "rank-trade-off",
 }  # fmt: skip
 
 
@@ -69,6 +70,14 @@ def test_the_band_of_no_difference_and_the_whiskers_are_drawn(opened: Open) -> N
         f"[...document.querySelectorAll('{speedup}.mark-rule.role-mark line')].map(l => l.getBBox().width)"
     )
     assert sum(width > 1 for width in rules) == 3  # the three ranks with three processes a side
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1200, 3), (390, 1)])
+def test_panels_stand_in_a_row_or_in_a_column(opened: Open, width: int, columns: int) -> None:
+    page = opened(viewport={"width": width, "height": 900})
+    panels = "#chart-rank-trade-off .plot .mark-group.role-scope > g > path.background"
+    lefts = page.evaluate(f"[...document.querySelectorAll('{panels}')].map(p => p.getBoundingClientRect().left | 0)")
+    assert len(lefts) >= 3 and len(set(lefts)) == columns
 
 
 def test_filters_change_charts_and_tables(opened: Open) -> None:

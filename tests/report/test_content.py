@@ -113,6 +113,15 @@ def test_unbeaten_cells_are_those_that_no_other_beats(full: View) -> None:
     assert any(one["unbeaten"] for one in rows)
 
 
+def test_a_run_that_ended_before_its_steady_steps_shows_the_steps_it_has() -> None:
+    short = record("unsloth", cell={"untimed_steps": 5, "max_steps": 9}, step_s=(1.0,), serial=9, status="crashed")
+    view = viewed([*loaded({}), Loaded(short, Path("runs/short"))])
+    steps = next(one for one in sections(view) if one.id == "training").data["steps"]
+    index = view.index_of[short.id]
+    parts = [part for at, part in zip(steps["record"], steps["part"], strict=True) if at == index]
+    assert parts == ["warm-up"] * 3
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_thinning_keeps_every_peak_of_every_phase(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -64,7 +64,8 @@ def _step_rows(one: RecordView) -> list[dict[str, Any]]:
         return []
     first = steady(walls, one.record.cell.untimed_steps).first
     every = -(-len(walls) // STEPS_DRAWN)
-    kept = {*range(0, len(walls), every), *range(min(first, STEPS_DRAWN)), walls.index(max(walls)), len(walls) - 1}
+    begun = range(min(first, len(walls), STEPS_DRAWN))  # a run may end in its warm-up
+    kept = {*range(0, len(walls), every), *begun, walls.index(max(walls)), len(walls) - 1}
     return [
         {"record": one.index, "step": i + 1, "seconds": float(f"{walls[i]:.4g}"),
          "loss": _short(steps.loss[i] if i < len(steps.loss) else None), "part": "warm-up" if i < first else "steady"}

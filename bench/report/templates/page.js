@@ -132,8 +132,16 @@
     tip.style.top = `${event.pageY + 16}px`;
   }
 
-  function fitted(spec) {
-    const config = data.config;
+  // A row of panels has no width of its own place: each gets its share, and on a narrow screen they stand in a column.
+  function panels(spec, plot) {
+    if (!spec.hconcat) return spec;
+    const { hconcat, ...rest } = spec, beside = NARROW ? 1 : hconcat.length;
+    const width = plot.clientWidth / beside - 75;
+    return { ...rest, [NARROW ? "vconcat" : "hconcat"]: hconcat.map((one) => ({ ...one, width })) };
+  }
+
+  function fitted(whole, plot) {
+    const config = data.config, spec = panels(whole, plot);
     if (!NARROW) return { ...spec, config };
     return { ...spec, config: { ...config,
       axis: { ...config.axis, labelLimit: 160, labelFontSize: 10, titleFontSize: 10, titleLimit: 230 },
@@ -164,7 +172,7 @@
       tools.append(button);
     }
     const found = datasets(chart);
-    const made = await window.vegaEmbed(chart.plot, { ...fitted(chart.spec), datasets: found },
+    const made = await window.vegaEmbed(chart.plot, { ...fitted(chart.spec, chart.plot), datasets: found },
       { renderer: "svg", actions: false, tooltip, logLevel: 1 });
     chart.view = made.view;
     chart.plot.querySelector("svg").setAttribute("aria-hidden", "true");  // the plot is one image, described below it
