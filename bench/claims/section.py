@@ -14,6 +14,8 @@ COLOURS = {"supported": "#009e73", "partly": "#e69f00", "inconclusive": "#808893
 SHAPES = {"supported": "circle", "partly": "diamond", "inconclusive": "square", "refuted": "cross"}
 UNITS = {"x": "ratio (log scale)", "share": "share"}
 """What is drawn; other units have one claim each, and stand in the table."""
+LINKS = 12
+"""Most runs that a line leads to; a claim over every pair has a hundred."""
 
 
 def section(verdicts: Sequence[ClaimVerdict]) -> Section | None:
@@ -46,11 +48,18 @@ def _table(told: Sequence[ClaimVerdict]) -> Table:
                 Cell(claimed(part)),
                 Cell(measured(part)),
                 Cell(tag=part.verdict, sub=one_line(part.note)),
-                Cell(links=[Link(f"run {n}", f"#{anchor(id)}") for n, id in enumerate(_records(part), 1)]),
+                Cell(
+                    links=[Link(f"run {n}", f"#{anchor(id)}") for n, id in enumerate(_records(part)[:LINKS], 1)],
+                    sub=_more(len(_records(part))),
+                ),
             ]
             rows.append(Row(cells))
     columns = ["Claim", "Measure", ">Claimed", ">Measured", "Verdict", "Runs"]
     return Table(columns, rows, note="Every rule with its reason: docs/claims.md.")
+
+
+def _more(runs: int) -> str:
+    return f"and {runs - LINKS} more: peftmark claims verdict --json" if runs > LINKS else ""
 
 
 def _records(part: PartVerdict) -> list[str]:

@@ -3,6 +3,8 @@
 verdicts(Evidence.read([Path("results")])) -> list[ClaimVerdict]
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,8 +227,8 @@ def _note(rule: Rule, judged: Sequence[Judgement], other_meters: Sequence[Measur
         values = sorted(one.value for one in single if one.value is not None)
         shown = f"{values[0]:.3g}" if len(values) == 1 else f"{values[0]:.3g} to {values[-1]:.3g}"
         said.append(f"{len(single)} without an interval (point estimate {shown})")
-    for why in dict.fromkeys(one.why for one in points if one.why):
-        said.append(f"set aside: {why}")
+    for why, number in Counter(_in_short(one.why) for one in points if one.why).items():
+        said.append(f"set aside: {why}" + (f" ({number} times)" if number > 1 else ""))
     if rule.kind == "up_to" and counted and all(one.verdict == "inconclusive" for one in counted):
         best = max(one.measure.value or 0.0 for one in counted)
         said.append(f"not reached in any tested cell (highest {best:.3g}), which cannot refute 'up to'")
@@ -235,6 +237,12 @@ def _note(rule: Rule, judged: Sequence[Judgement], other_meters: Sequence[Measur
     if unchecked := sum(one.measure.parity == "not checked" for one in judged):
         said.append(f"parity not checked in {unchecked}")
     return "; ".join(said)
+
+
+def _in_short(why: str) -> str:
+    """Without the numbers of a disturbance, which differ from run to run; each record has them."""
+    disturbed = re.match(r"(\S+: contaminated)\b", why)
+    return f"{disturbed[1]}, so its rate does not count" if disturbed else why.splitlines()[0]
 
 
 def commands(claim: Claim) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import altair as alt
+import pytest
 
 from bench.claims.claim import Rule
 from bench.claims.section import section
@@ -21,6 +22,17 @@ def test_a_claim_is_a_line_with_both_numbers_its_verdict_and_links_to_its_runs(t
     assert row.cells[3].text.partition("x [")[0] in ("1.99", "2", "2.01")
     assert row.cells[4].tag == "supported"
     assert {link.href for link in row.cells[5].links} == {f"#{anchor(one.record.id)}" for one in records}
+
+
+def test_of_many_runs_a_line_leads_to_the_first_and_says_how_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.claims.section.LINKS", 2)
+    records = runs(tmp_path, "hf-peft", SLOWER) + runs(tmp_path, "unsloth", FASTER)
+    made = section(verdicts(Evidence(records=records), [claim(pair_part())]))
+    assert made is not None
+    cell = made.tables[0].rows[0].cells[5]
+    assert len(cell.links) == 2 and cell.sub == f"and {len(records) - 2} more: peftmark claims verdict --json"
 
 
 def test_each_unit_has_a_valid_chart_of_its_rows(tmp_path: Path) -> None:

@@ -199,6 +199,11 @@ def test_out_of_memory_beside_others_bounds_nothing_unless_the_cap_refused(tmp_p
     assert ended("MemoryError: ").measured is None, "the host's memory"
 
 
+def test_rates_beside_others_are_set_aside_in_one_phrase(tmp_path: Path) -> None:
+    found = one(runs(tmp_path, "hf-peft", SLOWER) + runs(tmp_path, "unsloth", FASTER, **BUSY), pair_part())
+    assert "set aside: unsloth: contaminated, so its rate does not count" in found.note and "\n" not in found.note
+
+
 def test_a_failed_side_is_told(tmp_path: Path) -> None:
     (cell,) = [c for c in suite_cells(SUITE) if c.backend == "unsloth"]
     failed = unfinished("unsloth", "oom", "no room", cell=cell.model_dump())
