@@ -1,5 +1,7 @@
 """The memory model as arithmetic: it never falls where it must not, and its parts are the whole."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -122,3 +124,33 @@ def test_checkpointing_is_what_the_backend_makes_of_the_word() -> None:
         setup_of(Cell(model="m", method="dora"))
     with pytest.raises(InputError, match="float32 base weights are not modelled"):
         setup_of(Cell(model="m", precision="fp32"))
+
+
+@pytest.mark.parametrize(("kind", "reentrant", "kept"), [
+    ("bf16", False, False), ("nf4", False, False), ("int8", False, True), ("int8", True, False),
+])  # fmt: skip
+def test_checkpointing_drops_the_input_of_a_matrix_but_not_that_of_bitsandbytes_int8(
+    kind: str, reentrant: bool, kept: bool
+) -> None:
+    """What ``inputs of int8 matrices`` rests on; should bitsandbytes mend it, the formula has to follow."""
+    import bitsandbytes as bnb
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    matrix = torch.nn.Linear(64, 64).requires_grad_(False)
+    if kind == "nf4":
+        matrix = bnb.nn.Linear4bit(64, 64, quant_type="nf4").to("cpu")
+    if kind == "int8":
+        matrix = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False, threshold=6.0)
+        matrix.weight = bnb.nn.Int8Params(torch.randn(64, 64), requires_grad=False, has_fp16_weights=False).to("cpu")
+    seen = []
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        own = x * 2
+        seen.append(weakref.ref(own))
+        out: torch.Tensor = matrix(own)
+        return out
+
+    out = checkpoint(block, torch.randn(1, 4, 64, requires_grad=True), use_reentrant=reentrant)
+    gc.collect()
+    assert (seen[0]() is not None) is kept and out.requires_grad
