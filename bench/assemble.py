@@ -174,4 +174,4 @@ def _timeline_rows(path: Path) -> dict[str, list[Any]]:
         return {}
     import pyarrow.parquet as pq
 
-    return pq.read_table(path).to_pydict()
+    return pq.ParquetFile(path).read().to_pydict()  # read_table would import pandas, seconds on a slow CPU
