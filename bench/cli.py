@@ -170,7 +170,7 @@ def report(
         others, unread = other_files.sections(runs, out_dir, {record.id for record in shown})
         for line in dict.fromkeys([*evidence.unread, *unread]):
             err.print(f"[yellow]skipped[/] {escape(line)}", soft_wrap=True)
-        made = [claims_section(verdicts(evidence)), advise_section(shown, fitting.load_fit())]
+        made = [claims_section(verdicts(evidence), shown), advise_section(shown, fitting.load_fit())]
         reporting.render(content, own, beside, out_dir, added=[*(one for one in made if one), *others])
         for table in reporting.terminal_tables(content):
             out.print(table)

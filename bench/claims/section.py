@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from bench.claims.overall import paragraph
 from bench.claims.show import claimed, measured
 from bench.claims.verdict import ClaimVerdict, PartVerdict
+from bench.record import Record
 from bench.report.charts.theme import GREY, finish, named
 from bench.report.format import one_line
 from bench.report.sections import Cell, Chart, Columns, Link, Row, Section, Table, columns_of
@@ -18,8 +20,8 @@ LINKS = 12
 """Most runs that a line leads to; a claim over every pair has a hundred."""
 
 
-def section(verdicts: Sequence[ClaimVerdict]) -> Section | None:
-    """None where the records say nothing of any claim."""
+def section(verdicts: Sequence[ClaimVerdict], records: Sequence[Record] = ()) -> Section | None:
+    """None where the records say nothing of any claim; ``records`` tell what the paragraph in front rests on."""
     told = [one for one in verdicts if one.verdict in COLOURS]
     if not told:
         return None
@@ -33,7 +35,8 @@ def section(verdicts: Sequence[ClaimVerdict]) -> Section | None:
     rest = f" Of {untold} others these records say nothing." if untold else ""
     return Section(
         id="claims", title="Claims", charts=charts, data=data, tables=[_table(told)],
-        text=f"What was claimed, and what these runs say of it. A rate counts only with an interval.{rest}",
+        text=f"What was claimed, and what these runs say of it. A rate counts only with an interval.{rest}"
+        + (f" In one paragraph, to be quoted: {told_in_all}" if (told_in_all := paragraph(verdicts, records)) else ""),
     )  # fmt: skip
 
 
