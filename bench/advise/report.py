@@ -10,9 +10,9 @@ from bench.advise.parts import Coefficients
 from bench.derived import known_config
 from bench.errors import InputError
 from bench.record import Record
+from bench.report.rows import METER_NAMES
 
 BEGIN, END = "<!-- made by peftmark calibrate --report: begin -->", "<!-- end -->"
-NAMES = {"torch_allocated": "torch allocated", "torch_reserved": "torch reserved", "nvml_process": "NVML process"}
 
 
 def write(path: Path, fit: Fit, records: Sequence[Record]) -> None:
@@ -35,7 +35,7 @@ def tables(fit: Fit, records: Sequence[Record]) -> str:
         f"({', '.join(fit.architectures)}), {', '.join(fit.gpus)}.", "",
         "Errors of the model on architectures that the fit had not seen (leave one architecture out):", "",
         _table(["meter", "records", "median", "95th percentile", "most too low", "most too high"],
-               [[NAMES[meter], *_score_cells(fit.left_out[meter])] for meter in METERS]), "",
+               [[METER_NAMES[meter], *_score_cells(fit.left_out[meter])] for meter in METERS]), "",
         "NVML process peak, the same cells, beside other estimators (each where it says anything):", "",
         _table(["estimator", "records", "median", "95th percentile", "most too low", "most too high"],
                _beside(fit, observations, configs)), "",

@@ -12,7 +12,7 @@ from bench.advise.setup import not_modelled, setup_of
 from bench.advise.shapes import shape_of
 from bench.derived import known_config
 from bench.health import computed_well
-from bench.limit.probing import TRAINING
+from bench.limit.probing import training_peak
 from bench.oom import own
 from bench.record import Record
 from bench.report.format import UNKNOWN, gib, percent
@@ -83,17 +83,11 @@ def _row(record: Record, cards: Sequence[GpuSpec], fit: Fit) -> Row | None:
     })  # fmt: skip
 
 
-def _peak_bytes(record: Record) -> int | None:
-    """NVML process, in the phases that are held to the budget."""
-    peaks = [phase.nvml_process_peak_bytes for phase in record.phases if phase.name in TRAINING]
-    return max((peak for peak in peaks if peak is not None), default=None)
-
-
 def _trains(record: Record) -> bool | None:
     """Whether the cell trains inside its budget; None where the record does not tell."""
     if record.status == "oom":
         return False if own(record) else None
-    peak_bytes = _peak_bytes(record)
+    peak_bytes = training_peak(record, "nvml_process_peak_bytes")
     if not computed_well(record) or peak_bytes is None:
         return None
     return peak_bytes <= (record.cell.vram_budget_bytes or 0)
@@ -101,7 +95,7 @@ def _trains(record: Record) -> bool | None:
 
 def _happened(record: Record, trains: bool | None) -> tuple[str, str]:
     """In words, and the peak."""
-    peak_bytes = _peak_bytes(record)
+    peak_bytes = training_peak(record, "nvml_process_peak_bytes")
     peak = f"peak {gib(peak_bytes)} of {gib(record.cell.vram_budget_bytes)} GiB" if peak_bytes else ""
     if record.status == "oom":
         why = "" if trains is False else ", which says nothing of the budget"

@@ -14,23 +14,22 @@ from bench.derived import METERS
 from bench.groups import machine_name
 from bench.record import Record
 from bench.report.format import percent, times
+from bench.report.rows import METER_NAMES
+from bench.report.view import dates
 
 SPEED, MEMORY, CONTEXT = "speed-2-5x", "memory-80", "ctx-"
 PACKAGES = ("torch", "transformers", "peft", "trl", "unsloth")
-METER_NAMES = {
-    "torch_allocated": "torch allocated", "torch_reserved": "torch reserved", "nvml_process": "NVML process",
-    "nvml_device": "NVML device",
-}  # fmt: skip
 
 
 def paragraph(verdicts: Sequence[ClaimVerdict], records: Sequence[Record]) -> str:
-    """With machine, dates and versions of the records behind it; empty where neither speed nor memory was measured."""
+    """With machine, dates and versions of the records behind it; empty where neither speed nor memory was measured,
+    or none of these is among ``records``."""
     speeds = _measures(one for one in verdicts if one.id == SPEED)
     savings = [one for one in _measures(one for one in verdicts if one.id == MEMORY) if one.meter]
-    lengths = _measures(
-        (one for one in verdicts if one.id.startswith(CONTEXT)), metric="limit_ratio"
-    )  # fmt: skip
-    if not speeds and not savings:
+    lengths = _measures((one for one in verdicts if one.id.startswith(CONTEXT)), metric="limit_ratio")
+    ids = {id for one in [*speeds, *savings, *lengths] for id in one.records}
+    used = [record for record in records if record.id in ids]
+    if not used or not (speeds or savings):
         return ""
     said = [_speed(speeds)] if speeds else []
     if savings:
@@ -43,7 +42,7 @@ def paragraph(verdicts: Sequence[ClaimVerdict], records: Sequence[Record]) -> st
     said.append(f"and {times(median(fitted))} the sequence length fitted into the same memory "
                 f"({times(min(fitted))} to {times(max(fitted))})" if fitted else
                 "and the length that fits into the same memory was not measured")  # fmt: skip
-    return f"{_about([*speeds, *savings, *lengths], records)}: {'; '.join(said)}."
+    return f"{_about(used)}: {'; '.join(said)}."
 
 
 def _speed(speeds: Sequence[Measure]) -> str:
@@ -75,10 +74,7 @@ def _settings(measures: Iterable[Measure]) -> list[float]:
     return [median(values) for values in by_label.values()]
 
 
-def _about(measures: Sequence[Measure], records: Sequence[Record]) -> str:
-    ids = {id for one in measures for id in one.records}
-    used = [record for record in records if record.id in ids]
-    days = sorted({record.started_at[:10] for record in used})
+def _about(used: Sequence[Record]) -> str:
     machines = sorted({machine_name(record.environment) for record in used})
     versions: dict[str, set[str]] = defaultdict(set)
     for record in used:
@@ -86,5 +82,4 @@ def _about(measures: Sequence[Measure], records: Sequence[Record]) -> str:
             if package := record.environment.packages.get(name):
                 versions[name].add(package.version)
     told = [f"{name} {' and '.join(sorted(versions[name]))}" for name in PACKAGES if name in versions]
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}" if days else "undated"
-    return ", ".join([" and ".join(machines), when, *told])
+    return ", ".join([" and ".join(machines), dates(used), *told])

@@ -149,7 +149,7 @@ def judge(record: Record, family: Family, *, reused: bool) -> ProbeResult:
     the cap refused (bench.oom).
     """
     value, budget_bytes = getattr(record.cell, family.what), family.base.vram_budget_bytes or 0
-    peak_bytes = _peak(record, "nvml_process_peak_bytes")
+    peak_bytes = training_peak(record, "nvml_process_peak_bytes")
     reason = None
     if record.status == "oom":
         _check_oom(record, family)
@@ -170,8 +170,8 @@ def judge(record: Record, family: Family, *, reused: bool) -> ProbeResult:
     return ProbeResult(
         value=value, repeat=record.repeat, status=record.status, fits=reason is None, reason=reason,
         record_id=record.id, reused=reused, nvml_process_peak_bytes=peak_bytes,
-        torch_allocated_peak_bytes=_peak(record, "torch_allocated_peak_bytes"),
-        torch_reserved_peak_bytes=_peak(record, "torch_reserved_peak_bytes"),
+        torch_allocated_peak_bytes=training_peak(record, "torch_allocated_peak_bytes"),
+        torch_reserved_peak_bytes=training_peak(record, "torch_reserved_peak_bytes"),
         outside_allocator_bytes=_outside(record), wall_s=record.wall_s,
     )  # fmt: skip
 
@@ -188,7 +188,8 @@ def _check_oom(record: Record, family: Family) -> None:
         )  # fmt: skip
 
 
-def _peak(record: Record, meter: str) -> int | None:
+def training_peak(record: Record, meter: str) -> int | None:
+    """Bytes of a meter, in the phases that are held to the budget."""
     peaks: list[Any] = [getattr(phase, meter) for phase in record.phases if phase.name in TRAINING]
     return max((peak for peak in peaks if peak is not None), default=None)
 

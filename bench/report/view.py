@@ -166,7 +166,7 @@ def _groups(
             machine=machine_name(environment),
             environment=environment,
             origin=origin,
-            dates=_dates([one.record for one in members]),
+            dates=dates([one.record for one in members]),
             findings=_findings(theirs),
             accuracy=[one for one in found.accuracy if one.environment == fingerprint],
             ladders=ladders(same, shipped_order()),
@@ -256,6 +256,7 @@ def _labels(views: Sequence[FindingView]) -> list[str]:
     return labels
 
 
-def _dates(records: list[Record]) -> str:
+def dates(records: Sequence[Record]) -> str:
+    """The first and the last day of the records."""
     days = sorted({record.started_at[:10] for record in records})
     return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"

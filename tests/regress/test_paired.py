@@ -94,6 +94,18 @@ def test_a_spent_budget_ends_with_what_is_known(tmp_path: Path) -> None:
     assert speed.effect == pytest.approx(1 / 1.05 - 1, abs=0.02)
 
 
+def test_a_metric_that_only_some_runs_tell_is_listed_and_open() -> None:
+    """GPU time of a candidate whose profiled pass was not seen to compute again what training does."""
+    file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
+    seen = Fingerprint(file=file, device="cuda", kernels=1, launches=1, device_s=0.3, sha256="f" * 64)
+    told = Loaded(record("unsloth", fingerprint=seen), Path("nowhere"))
+    untold = Loaded(record("unsloth", fingerprint=seen, serial=1, audit=[]), Path("nowhere"))
+    found = paired._metrics(paired.Runs(pairs=[(told, untold)] * 4), {}, policy.load())
+    (work,) = (metric for metric in found if metric.name == "speed/gpu_work_s")
+    assert work.verdict == "inconclusive"
+    assert (work.baseline, work.candidate) == ("read in 4 of 4 runs", "read in 0 of 4 runs")
+
+
 def test_gpu_time_decides_where_the_wall_clock_is_open() -> None:
     """Steps that vary by 13 % from process to process, as measured for a small model; GPU time that hardly does."""
 

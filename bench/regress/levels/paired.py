@@ -6,7 +6,7 @@ every metric is decided or the budget is spent.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -146,9 +146,26 @@ def _metrics(runs: Runs, looks: dict[str, Look], policy: Policy) -> list[MetricV
         if found is None or found.change == "open":
             found = _look(series, name, rule)
         metrics.append(_judged(name, found, middle, better, rule))
+    metrics += _not_read(runs, series, policy)
     if runs.pairs:
         metrics += _dispatch(runs.pairs[0], policy) + _accuracy(runs.pairs[0], policy)
     return metrics
+
+
+def _not_read(runs: Runs, series: Collection[str], policy: Policy) -> list[MetricVerdict]:
+    """Metrics that some of the runs tell and some do not: with what is missing they cannot be compared."""
+    made = []
+    for name in (name for name in READINGS if name not in series):
+        read = [
+            [READINGS[name](derive(one.record)) is not None for one in side] for side in zip(*runs.pairs, strict=True)
+        ]
+        if any(map(any, read)):
+            told = [f"read in {sum(side)} of {len(side)} runs" for side in read]
+            made.append(MetricVerdict(
+                name=name, verdict="inconclusive", gate=policy.rule(name).gate, baseline=told[0], candidate=told[1],
+                why="not every run tells it",
+            ))  # fmt: skip
+    return made
 
 
 def _judged(name: str, found: Look, middle: list[float], better: str, rule: Rule) -> MetricVerdict:
