@@ -9,6 +9,10 @@ from bench.cell import Cell
 if TYPE_CHECKING:
     from bench.backends.base import TorchBackend
 
+CUT_TO = "_unsloth_truncated_to"
+"""Attribute by which a data set says that its rows are cut to so many tokens (unsloth/models/rl.py). Unsloth cannot cut
+rows that are tokenised already, and without this word it turns its padding-free batches off (default: on) for them."""
+
 
 def make(backend: "TorchBackend", cell: Cell, model: Any, tokenizer: Any, files: Any, folder: Path) -> Any:
     """SFTTrainer over pre-tokenised rows, and the meter around the collator that it chose for itself."""
@@ -48,10 +52,12 @@ def make(backend: "TorchBackend", cell: Cell, model: Any, tokenizer: Any, files:
     }
     if cell.padding_free != "auto":
         arguments["padding_free"] = cell.padding_free == "on"
+    rows = tokenise(files, tokenizer, cell)
+    setattr(rows, CUT_TO, cell.max_length)
     trainer = _trainer_class(gpu)(
         model=model,
         args=SFTConfig(**arguments | backend.trainer_arguments(cell)),
-        train_dataset=tokenise(files, tokenizer, cell),
+        train_dataset=rows,
         processing_class=tokenizer,
     )
     stream = StreamCollator(trainer.data_collator)

@@ -1,6 +1,7 @@
 """The shared run, end to end on a CPU: phases, steps, stream, adapter, methods, precisions, packing, divergence."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,30 @@ def test_padding_changes_nothing_but_the_positions_computed(trial: Trial) -> Non
     assert flat.data == padded.data
     assert flat.steps.loss == pytest.approx(padded.steps.loss, rel=1e-5)
     assert flat.steps.grad_norm == pytest.approx(padded.steps.grad_norm, rel=1e-4)
+
+
+def test_rows_say_that_they_are_cut_so_that_unsloth_keeps_its_padding_free_batches(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench import trainer
+
+    make, made = trainer.make, list[Any]()
+
+    def watched(*arguments: Any) -> Any:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(trainer, "make", watched)
+    cell = trial.cell()
+    trial.run(cell)
+    rows = made[0][0].train_dataset
+    assert vars(rows)[trainer.CUT_TO] == cell.max_length >= max(map(len, rows["input_ids"]))
+
+    spec = find_spec("unsloth")
+    if spec is None or spec.origin is None:
+        pytest.skip("unsloth is not installed")
+    source = (Path(spec.origin).parent / "models" / "rl.py").read_text()
+    assert f"get('{trainer.CUT_TO}')" in source, "Unsloth asks for it by another name"
 
 
 # Methods, precisions and recipe fields: two steps each
