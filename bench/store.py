@@ -4,6 +4,7 @@
     RUN/.lock                         held while a run writes here
     RUN/work/ID/                      the cell being run; swept when the next run starts
     RUN/records/SLUG/ID/record.json   one folder a record, with its timeline, evaluation and adapter beside it
+    RUN/withdrawn/                    records that are kept, and not read
 
 A record's folder is filled in ``work`` and renamed into ``records``: it is there whole or not at all, and never
 overwritten.
@@ -33,6 +34,10 @@ from bench.errors import StoreError
 from bench.record import SCHEMA_VERSION, Fingerprint, GradientProbe, Record
 
 RECORD = "record.json"
+WORK = "work"
+"""Folder of the cell being run."""
+WITHDRAWN = "withdrawn"
+"""Folder of records that are kept and no longer read; a file beside them says why."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +93,14 @@ class Store:
                 f"{self.root}: another run is writing here\n  mend: wait for it, stop it, or give --out another folder"
             ) from None
         try:
-            shutil.rmtree(self.root / "work", ignore_errors=True)
+            shutil.rmtree(self.root / WORK, ignore_errors=True)
             yield
         finally:
             file.close()
 
     def workspace(self, id: str) -> Path:
         """A fresh folder for the cell being run."""
-        folder = self.root / "work" / id
+        folder = self.root / WORK / id
         with disk_errors(folder):
             folder.mkdir(parents=True)
         return folder
@@ -166,8 +171,8 @@ def record_files(folder: Path) -> Iterator[Path]:
     """Every record file below ``folder``, sorted."""
     found = []
     for place, folders, files in os.walk(folder):
-        if place == str(folder) and "work" in folders:
-            folders.remove("work")  # a cell being run
+        if place == str(folder):
+            folders[:] = (name for name in folders if name not in (WORK, WITHDRAWN))
         is_draft = os.path.basename(place).startswith(".")  # of a publication that was killed
         if RECORD in files and not is_draft:
             found.append(os.path.join(place, RECORD))

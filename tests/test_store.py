@@ -79,6 +79,16 @@ def test_records_come_back_oldest_first_with_their_folder(tmp_path: Path) -> Non
     assert folders[made[0].id] == tmp_path / "records" / made[0].cell.slug / made[0].id
 
 
+def test_withdrawn_records_are_kept_and_not_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder, other = (put(store, record(id=id)) for id in ("one", "other"))
+    target = tmp_path / "withdrawn" / folder.name
+    target.parent.mkdir()
+    folder.rename(target)
+    assert [one.folder for one in store.load()[0]] == [other]
+    assert [one.folder for one in load(target.parent)[0]] == [target], "asked for by name they are there"
+
+
 def test_files_of_the_workspace_lie_beside_the_record(tmp_path: Path) -> None:
     store, made = Store(tmp_path), record()
     workspace = store.workspace(made.id)
