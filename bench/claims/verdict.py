@@ -194,6 +194,9 @@ def _part(part: Part, evidence: Evidence) -> PartVerdict:
         by_meter: dict[str | None, list[str]] = {}
         for one in counted:
             by_meter.setdefault(one.measure.meter, []).append(one.verdict)
+        for one in judged:
+            if one.measure.meter in by_meter and one not in counted and one.measure not in other_meters:
+                by_meter[one.measure.meter] += _dissent(rule, one.measure, by_meter[one.measure.meter])
         verdict = together([together(said, anywhere=rule.kind == "up_to") for said in by_meter.values()])
     elif measures:
         verdict = "inconclusive"
@@ -213,6 +216,14 @@ def _part(part: Part, evidence: Evidence) -> PartVerdict:
         low=min((one.low for one in known if one.low is not None), default=None),
         high=max((one.high for one in known if one.high is not None), default=None),
     )  # fmt: skip
+
+
+def _dissent(rule: Rule, one: Measure, said: Sequence[str]) -> list[str]:
+    """A number without an interval decides nothing; where it points elsewhere than those that do, all stays open."""
+    if one.why or one.value is None:
+        return []
+    point = judge(rule, one.model_copy(update={"low": one.value, "high": one.value}))
+    return [] if {point} == set(said) else ["inconclusive"]
 
 
 def _note(rule: Rule, judged: Sequence[Judgement], other_meters: Sequence[Measure]) -> str:

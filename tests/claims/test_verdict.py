@@ -1,6 +1,7 @@
 """Each rule on known numbers, and verdicts from records made up with known speeds, peaks and losses."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def pair_part(metric: Any = "speedup", rule: Rule = AT_LEAST, suite: str = SUITE
 
 
 def runs(
-    folder: Path, backend: str, walls: tuple[float, ...], *, suite: str = SUITE, where: dict[str, Any] | None = None,
+    folder: Path, backend: str, walls: Sequence[float], *, suite: str = SUITE, where: dict[str, Any] | None = None,
     peak_gib: float = 20.0, **fields: Any,
 ) -> list[Loaded]:  # fmt: skip
     """One record a step time, of the suite's cell of that backend."""
@@ -117,6 +118,18 @@ def test_one_process_a_side_is_inconclusive_and_told_as_a_point(tmp_path: Path) 
     found = one(runs(tmp_path, "hf-peft", (1.0,)) + runs(tmp_path, "unsloth", (0.2,)), pair_part())
     assert found.verdict == "inconclusive"
     assert "without an interval (point estimate 5" in found.note
+
+
+@pytest.mark.parametrize("point_s, expected", [(0.6, "refuted"), (0.3, "inconclusive")])
+def test_a_point_that_says_otherwise_keeps_a_decided_part_open(tmp_path: Path, point_s: float, expected: str) -> None:
+    """Four processes a side refute 2x at rank 32; at rank 16 there is one a side, at 1.7x or at 3.3x."""
+    decided = runs(tmp_path, "hf-peft", SLOWER) + runs(tmp_path, "unsloth", [0.6 * s for s in SLOWER])
+    speed = "h100-mistral-7b"
+    point = runs(tmp_path, "hf-peft", (1.0,), suite=speed) + runs(tmp_path, "unsloth", (point_s,), suite=speed)
+    part = pair_part().model_copy(update={"suites": (SUITE, speed)})
+    found = one(decided + point, part)
+    assert found.verdict == expected and "refuted in 1 of 1; 1 without an interval" in found.note
+    assert one(decided, part).verdict == "refuted"
 
 
 def test_unequal_work_decides_nothing(tmp_path: Path) -> None:
