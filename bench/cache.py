@@ -15,6 +15,18 @@ def cache_dir() -> Path:
     return root
 
 
+def kept_bytecode() -> dict[str, str]:
+    """Variables with which a fresh process keeps what it compiles where ``PYTHONDONTWRITEBYTECODE`` forbids it.
+
+    Container images often set that, and then each process compiles all it imports again: of transformers, PEFT and TRL
+    that is more than half of their import. It goes into the cache; nothing is written beside the packages.
+    """
+    if not os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        return {}
+    prefix = os.environ.get("PYTHONPYCACHEPREFIX") or str(cache_dir() / "bytecode")
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": prefix}
+
+
 def publish_folder(build: Callable[[Path], None], target: Path) -> Path:
     """Return ``target``, built if it is not there: ``build`` fills a temporary sibling that is renamed into place.
 

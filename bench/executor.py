@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from bench import assemble, events
+from bench.cache import kept_bytecode
 from bench.cell import Cell
 from bench.environment import Environment
 from bench.errors import InputError, PeftmarkError
@@ -221,6 +222,7 @@ def _show(journal: list[dict[str, Any]], cell: Cell, progress: Progress) -> None
 def _worker_env(setting: Setting) -> dict[str, str]:
     """The parent's variables and those every worker gets, whatever its backend."""
     env = os.environ | {"TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "TQDM_DISABLE": "1"}
+    env |= kept_bytecode()
     if setting.device_index is not None:
         env["CUDA_VISIBLE_DEVICES"] = str(setting.device_index)
     if setting.offline:

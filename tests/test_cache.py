@@ -1,6 +1,7 @@
 """The cache: a folder appears whole or not at all, once, whoever races or dies."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cache import cache_dir, publish_folder, sha256_file
+from bench.cache import cache_dir, kept_bytecode, publish_folder, sha256_file
 
 
 def test_the_variable_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,6 +18,29 @@ def test_the_variable_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PEFTMARK_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_dir() == tmp_path / "home" / ".cache" / "peftmark"
+
+
+def test_fresh_processes_keep_what_they_compile_in_the_cache_where_python_may_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "module.py").write_text("")
+    monkeypatch.setenv("PEFTMARK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    assert kept_bytecode() == {}, "Python's own way is left alone"
+
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    subprocess.run(
+        [sys.executable, "-c", "import module"],
+        check=True,
+        env=os.environ | kept_bytecode() | {"PYTHONPATH": str(package)},
+    )
+    assert [file.stem.split(".")[0] for file in (tmp_path / "cache" / "bytecode").rglob("module.*.pyc")] == ["module"]
+    assert [file.name for file in package.iterdir()] == ["module.py"]
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / "own"))
+    assert kept_bytecode()["PYTHONPYCACHEPREFIX"] == str(tmp_path / "own")
 
 
 def test_a_folder_is_built_once(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.cache import kept_bytecode
 from bench.executor import die_with
 
 CHECKOUT = Path(__file__).parents[2]
@@ -47,7 +48,8 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 def environment(paths: Sequence[Path]) -> dict[str, str]:
     """Variables of a process that finds ``paths`` first, then this checkout's packages."""
     before = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    return os.environ | QUIET | {"PYTHONPATH": os.pathsep.join([*map(str, paths), str(CHECKOUT), *before])}
+    path = {"PYTHONPATH": os.pathsep.join([*map(str, paths), str(CHECKOUT), *before])}
+    return os.environ | QUIET | kept_bytecode() | path
 
 
 def run(
