@@ -11,6 +11,8 @@ backend's own code (the letters are widths: h hidden, q queries, k keys, f MLP; 
     hf-peft, float32 residuals     18h + 6q + 4k + 14f   the cast to float32 of PEFT's preparation: MLP in float32
     hf-peft, bfloat16 throughout   12h + 6q + 4k + 8f    no such cast: modules share their input
     Unsloth                         8h + 4q + 4k + 4f    fused MLP and QKV save inputs, gate and up (fast_lora.py)
+    norms beyond those two          4 n; Unsloth 2 n     q + k where heads have their own (Qwen3, Gemma 3), 2h where the
+                                                         sublayers' outputs have (Gemma); float32, Unsloth their input
 
 While the down projection's backward runs, gradients of the MLP's width are live besides ("working": 8f, 10f, 4f, and
 10f for Unsloth). The fitted coefficients (``Coefficients``) scale these counts; each says what it stands for.
@@ -239,6 +241,7 @@ def _saved_bytes(shape: Shape, setup: Setup) -> float:
     log-sum-exp."""
     h, q, k, f = shape.hidden, shape.queries, shape.keys, shape.mlp
     inner = 2 * setup.r * len(shape.adapted(setup.target_modules)) + 4 * shape.heads
+    inner += (2 if setup.unsloth else 4) * shape.further_norms
     if setup.unsloth:
         return 8 * h + 4 * q + 4 * k + 4 * f + inner
     if setup.upcast:

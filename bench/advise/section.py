@@ -12,7 +12,7 @@ from bench.advise.setup import not_modelled, setup_of
 from bench.advise.shapes import shape_of
 from bench.derived import known_config
 from bench.health import computed_well
-from bench.limit.probing import training_peak
+from bench.limit.probing import is_probe, training_peak
 from bench.oom import own
 from bench.record import Record
 from bench.report.format import UNKNOWN, gib, percent
@@ -51,8 +51,9 @@ NOTE = (
 
 def _capped(records: Sequence[Record], fit: Fit) -> list[Row]:
     """A line a record whose budget is the memory of a card, and whose cell the memory model knows; largest card
-    first."""
-    found = [(record, cards) for record in records if not not_modelled(record.cell) and (cards := _cards(record))]
+    first. A limits search stops where the model can say least, and has a section of its own: left out."""
+    known = [record for record in records if not is_probe(record) and not not_modelled(record.cell)]
+    found = [(record, cards) for record in known if (cards := _cards(record))]
     found.sort(key=lambda one: (-one[1][0].memory_mib, one[0].cell.model, one[0].cell.backend, one[0].cell.batch_size))
     return [row for record, cards in found if (row := _row(record, cards, fit))]
 

@@ -95,6 +95,12 @@ class Shape(Frozen):
         return blocks + self.hidden + self.embedding_weights * (1 if self.tied else 2)
 
     @property
+    def further_norms(self) -> int:
+        """Width of a block's norms beside the two of a Llama: of each head's queries and keys, after each sublayer."""
+        heads = self.queries + self.keys if self.model_type in HEAD_NORMS else 0
+        return heads + (2 * self.hidden if self.model_type in FOUR_NORMS else 0)
+
+    @property
     def embedding_weights(self) -> int:
         return self.vocab * self.hidden
 

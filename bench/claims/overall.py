@@ -39,8 +39,9 @@ def paragraph(verdicts: Sequence[ClaimVerdict], records: Sequence[Record]) -> st
         said.append(f"its peak memory was lower by {', '.join(told)}: median and extremes of "
                     f"{_number(max(len(v) for _, v in meters))}")  # fmt: skip
     fitted = _settings(lengths)
-    said.append(f"and {times(median(fitted))} the sequence length fitted into the same memory "
-                f"({times(min(fitted))} to {times(max(fitted))})" if fitted else
+    said.append(f"and {times(median(fitted))} the sequence length fitted into the same memory, in the median of "
+                f"{len(fitted)} budget{'s' * (len(fitted) != 1)} ({times(min(fitted))} to {times(max(fitted))})"
+                if fitted else
                 "and the length that fits into the same memory was not measured")  # fmt: skip
     return f"{_about(used)}: {'; '.join(said)}."
 

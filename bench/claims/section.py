@@ -46,7 +46,7 @@ def _table(told: Sequence[ClaimVerdict]) -> Table:
         for part in one.parts:
             first = part is one.parts[0]
             cells = [
-                Cell(one.statement if first else "", sub=f"{one.id}: {one.source}, {one.date}" if first else ""),
+                Cell(one.statement, sub=f"{one.id}: {one.source}, {one.date}", tag=one.verdict) if first else Cell(),
                 Cell(part.metric),
                 Cell(claimed(part)),
                 Cell(measured(part)),

@@ -79,12 +79,8 @@ def measured(part: PartVerdict) -> str:
     """Median of the measures, and the ends of their intervals."""
     if part.measured is None:
         return "-"
-    value = _number(part.measured, part.unit)
-    if part.low is None and part.high is None:
-        return f"{value} (no interval)"
-    if part.low == part.high:
-        return value
-    return f"{value} [{_number(part.low, part.unit)}, {_number(part.high, part.unit)}]"
+    none = " (no interval)" if part.low is None and part.high is None else ""
+    return _with_ends(part.measured, part.low, part.high, part.unit) + none
 
 
 def markdown(found: Sequence[ClaimVerdict]) -> str:
@@ -104,10 +100,8 @@ def markdown(found: Sequence[ClaimVerdict]) -> str:
             for judgement in part.judgements:
                 m = judgement.measure
                 meter = f", {m.meter}" if m.meter else ""
-                ends = "" if m.low is None and m.high is None or m.low == m.high else (
-                    f" [{_number(m.low, part.unit)}, {_number(m.high, part.unit)}]")  # fmt: skip
                 parity = f", parity {m.parity}" if m.parity else ""
-                value = _number(m.value, part.unit) + ends
+                value = _with_ends(m.value, m.low, m.high, part.unit)
                 more = parity + (f"; {m.note}" if m.note else "")
                 lines.append(f"- {part.metric}{meter}, {m.label}: {value}, {judgement.verdict}{more}")
         if one.records:
@@ -123,11 +117,25 @@ def _short(text: str, length: int = 300) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def _with_ends(value: float | None, low: float | None, high: float | None, unit: str) -> str:
+    """The number, the ends of its interval where it has two, and the unit once."""
+    if low == high:
+        return _number(value, unit)
+    figure, suffix = _split(value, unit)
+    ends = f"[{_split(low, unit)[0]}, {_split(high, unit)[0]}]"
+    return f"{figure}{suffix} {ends}" if suffix in ("x", " %") else f"{figure} {ends}{suffix}"
+
+
 def _number(value: float | None, unit: str) -> str:
+    return "".join(_split(value, unit))
+
+
+def _split(value: float | None, unit: str) -> tuple[str, str]:
+    """The figure and what stands behind it."""
     if value is None:
-        return "?"
+        return "?", ""
     if unit in SHARES:
-        return f"{value:.1%}".replace("%", " %")
+        return f"{100 * value:.1f}", " %"
     if unit == "tokens":
-        return f"{value:,.0f} tokens"
-    return f"{value:.3g}{'x' if unit == 'x' else ' ' + unit}"
+        return f"{value:,.0f}", " tokens"
+    return f"{value:.3g}", "x" if unit == "x" else f" {unit}"

@@ -55,7 +55,7 @@ def limit(
         name = checks.name(cells)
         store = Store(out_dir or Path("runs/limit") / name)
         setting = Setting(
-            suite=f"limit-{name}", base=Path.cwd(), timeout_s=timeout_s, offline=offline, environment=machine,
+            suite=f"{probing.SUITE}{name}", base=Path.cwd(), timeout_s=timeout_s, offline=offline, environment=machine,
             device_index=index,
         )  # fmt: skip
         stream = sys.stderr if as_json else sys.stdout

@@ -19,6 +19,8 @@ from bench.vram_cap import RESERVE_BYTES
 
 TRAINING: tuple[PhaseName, ...] = ("import", "load", "adapter", "warmup", "steady")
 """Phases that are held to the budget; what the harness itself does afterwards (profile, save, probe) is not."""
+SUITE = "limit-"
+"""What a search's records give as their suite begins with this."""
 AIM = 0.98
 """A guess is aimed at a little below, since a probe that fits says more."""
 START = {"max_length": 4096, "batch_size": 4, "r": 64}
@@ -186,6 +188,11 @@ def _check_oom(record: Record, family: Family) -> None:
             where, f"out of memory beside {oom.others(record)} other process(es) on the GPU, and not for certain by "
             "the cap: says nothing about the budget", "stop them, and run again with another --out",
         )  # fmt: skip
+
+
+def is_probe(record: Record) -> bool:
+    """Whether a search made the record."""
+    return record.suite.startswith(SUITE)
 
 
 def training_peak(record: Record, meter: str) -> int | None:

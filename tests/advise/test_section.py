@@ -128,9 +128,13 @@ def line(record: Record) -> Row:
 
 
 def test_the_committed_records_bear_the_advice_out(all_of_it: Section) -> None:
+    """The batches were the largest that the fit of then called fitting: on the smallest card today's is less sure."""
     (table,) = all_of_it.tables
     told = [(row.cells[2].text, row.cells[3].text, row.cells[4].tag) for row in table.rows]
-    assert told == [("fits", "trained", "holds"), ("no", "out of memory in warmup", "holds")] * 3
+    assert told == [
+        *[("fits", "trained", "holds"), ("no", "out of memory in warmup", "holds")] * 2,
+        ("tight", "trained", "inconclusive"), ("no", "out of memory in warmup", "holds"),
+    ]  # fmt: skip
     assert [row.cells[1].text for row in table.rows[::2]] == ["23.99 GiB", "15.99 GiB", "8.00 GiB"]
     assert "rtx-4090" in table.rows[0].cells[1].sub
 
