@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.environment import Environment
+from bench.parity import Parity
 from bench.report.format import gib, percent, times
 from bench.report.rows import interval_text, parity_text
 from bench.report.view import FindingView, Group, View
@@ -30,8 +31,8 @@ class Quote:
 
 
 def quotes(group: Group) -> list[Quote]:
-    """One a model and precision, best established first: a backend of its own before a variant of the baseline, parity,
-    an interval, the largest by memory."""
+    """One a model and precision, best established first: a backend of its own before a variant of the baseline, an
+    interval, parity in full, the largest by memory. A pair whose parity failed has no speedup."""
     measured = [one for one in group.findings if one.finding.speedup is not None]
     chosen, cells = [], set()
     for one in sorted(measured, key=_rank):
@@ -46,10 +47,16 @@ def summary(view: View) -> str:
     """How far the results of the page reach."""
     measured = [one for group in view.groups for one in group.findings if one.finding.speedup is not None]
     records = view.records
-    failed = sum(one.record.status != "ok" for one in records)
-    lost = f", {failed} of them not ok and shown" if failed else ""
+    disturbed = sum(one.record.status == "contaminated" for one in records)
+    failed = sum(one.record.status not in ("ok", "contaminated") for one in records)
+    said = [f"{len(records)} runs"]
+    if disturbed:
+        said.append(f"{disturbed} of them disturbed: what they computed and took counts, their times do not")
+    if failed:
+        said.append(f"{failed} that did not end ok")
     held = sum(one.finding.parity is not None and one.finding.parity.status == "ok" for one in measured)
-    return f"{len(records)} runs{lost}; {len(measured)} measured pairs, parity established for {held} of them."
+    said.append(f"{len(measured)} measured pairs, parity established for {held} of them.")
+    return "; ".join(said)
 
 
 def versions(environment: Environment) -> dict[str, str]:
@@ -62,7 +69,7 @@ def _rank(one: FindingView) -> tuple[object, ...]:
     status = found.parity.status if found.parity else "not checked"
     peak = found.baseline.training_peaks["torch_allocated"] if found.baseline else None
     variant = bool(found.baseline and found.cell.backend.startswith(found.baseline.backend))
-    return variant, status != "ok", found.speedup_interval is None, -(peak.median if peak else 0), one.number
+    return variant, found.speedup_interval is None, status != "ok", -(peak.median if peak else 0), one.number
 
 
 def _quote(group: Group, one: FindingView) -> Quote:
@@ -85,12 +92,21 @@ def _quote(group: Group, one: FindingView) -> Quote:
             break
     else:
         tail = ""
-    status = parity_text(found.parity).split(":")[0].split(",")[0]
+    status = _parity(found.parity)
     cell = f"{row.model}{weights}, {row.method}, {row.precision}, {row.recipe}"
     return Quote(
         finding=one, before=f"{row.candidate} trained {cell}, with ", speed=speed, between=between, memory=saved,
         after=f"{tail}. Parity: {status}. {group.machine}; {_said(versions(group.environment))}; {group.dates}.",
     )  # fmt: skip
+
+
+def _parity(parity: Parity | None) -> str:
+    """The status; of a gate that is open for one or two checks, which."""
+    status, _, open_checks = parity_text(parity).partition(": ")
+    held = sum(check.status == "ok" for check in parity.checks) if parity else 0
+    if status == "not checked" and open_checks and open_checks.count(",") < 2 and held:
+        return f"{held} checks ok, not checked: {open_checks}"
+    return status.split(",")[0]
 
 
 def _least(one: FindingView) -> int:

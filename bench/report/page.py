@@ -44,8 +44,11 @@ def render(
 def page(view: View, parts: Sequence[Section]) -> str:
     """The page: everything inline, nothing loaded."""
     encoding, data = encoded(payload(view, parts))
+    quoted = {group.anchor: quotes(group) for group in view.groups}
+    telling = {group.origin for group in view.groups if quoted[group.anchor]}
+    silent = [group for group in view.groups if group.origin in telling and not quoted[group.anchor]]
     return make_templates().get_template("index.html.j2").render(
-        view=view, sections=parts, quotes={group.anchor: quotes(group) for group in view.groups}, summary=summary(view),
+        view=view, sections=parts, quotes=quoted, silent=silent, summary=summary(view),
         filters=_filters(view), any_own=any(not group.origin for group in view.groups), versions=versions,
         encoding=encoding, data=Markup(data), script=Markup(SCRIPT.read_text(encoding="utf-8")),
         vega=Markup(_vega() if any(part.charts for part in parts) else ""),

@@ -11,9 +11,11 @@ import pytest
 from bench.beside import sections as sections_beside
 from bench.compare import compare
 from bench.finding import FindingsFile
+from bench.parity import Check, Parity
 from bench.report import render
 from bench.report.body import sections
-from bench.report.headline import quotes, summary
+from bench.report.format import UNKNOWN
+from bench.report.headline import _parity, quotes, summary
 from bench.report.images import write_images
 from bench.report.payload import charts_of, encoded, payload, rows_of, tables_of
 from bench.report.sections import Cell, Chart, Control, Link, Option, Row, Section, Table
@@ -68,6 +70,25 @@ def test_quotes_say_speed_memory_interval_parity_machine_versions_and_date(full:
     lone = viewed(loaded({"r": 4}))
     assert "(1 process a side: no interval)" in quotes(lone.groups[0])[0].text
     assert summary(lone) == "2 runs; 1 measured pairs, parity established for 0 of them."
+
+
+def test_a_quote_prefers_an_interval_and_names_the_check_that_is_open(full: View) -> None:
+    """Of one model and precision: the pair with processes enough before one with parity in full."""
+    (group,) = full.groups
+    for one in quotes(group):
+        same = [
+            other.finding for other in group.findings
+            if (other.finding.cell.model, other.finding.cell.precision)
+            == (one.finding.finding.cell.model, one.finding.finding.cell.precision)
+            and other.finding.speedup is not None and other.finding.cell.backend == "unsloth"
+        ]  # fmt: skip
+        assert one.finding.finding.speedup_interval or not any(other.speedup_interval for other in same)
+    checks = [Check(name=f"c{n}", status="ok") for n in range(18)]
+    gaps = [Check(name=name, status="not checked") for name in ("loss curve", "gradients", "weights")]
+    assert _parity(Parity(status="not checked", checks=[*checks, gaps[0]])) == "18 checks ok, not checked: loss curve"
+    assert _parity(Parity(status="not checked", checks=[*checks, *gaps])) == "not checked"
+    assert _parity(Parity(status="ok", checks=checks)) == "ok"
+    assert _parity(None) == UNKNOWN
 
 
 def test_every_specification_is_valid_vega_lite_and_draws_columns_that_are_there(full: View) -> None:
