@@ -13,6 +13,7 @@ from bench.backends.unsloth import Unsloth
 from bench.cell import Cell
 from bench.errors import AuditError
 from bench.record import AuditEntry
+from bench.store import load
 from tests.backends.trial import Altered, Run, Trial
 from tests.tiny import tiny_model
 
@@ -345,3 +346,13 @@ def test_unsloth_checkpointing_is_known_by_its_function(tmp_path: Path) -> None:
     assert audit.effective(model)["gradient_checkpointing"] == "unsloth"
     model.gradient_checkpointing_disable()
     assert audit.effective(model)["gradient_checkpointing"] == "off"
+
+
+def test_of_the_published_runs_unsloth_trained_unpacked_rows_without_padding_where_it_was_left_the_choice() -> None:
+    """On an H100 it has measured nothing against that (unsloth/utils/padding_choice.py); other runs are withdrawn."""
+    read = [
+        entry.effective for one in load(Path("results"))[0] for entry in one.record.audit
+        if entry.name == "padding_free" and one.record.environment.gpus and one.record.cell.backend == "unsloth"
+        and (one.record.cell.packing, one.record.cell.padding_free) in (("off", "auto"), ("off", "on"))
+    ]  # fmt: skip
+    assert len(read) >= 7 and set(read) == {"True"}

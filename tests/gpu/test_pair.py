@@ -1,5 +1,7 @@
 """The main job on a GPU: one suite, pairs of cells that differ in the backend alone, and what must be equal in them."""
 
+from pathlib import Path
+
 import pytest
 
 from bench.derived import derive
@@ -80,3 +82,14 @@ def test_nvml_sees_at_least_what_torch_reserved(records: Records, key: tuple[str
     nvml, reserved, allocated = peaks["nvml_process"], peaks["torch_reserved"], peaks["torch_allocated"]
     assert nvml and reserved and allocated
     assert nvml >= reserved >= allocated > 0
+
+
+def test_unsloth_keeps_its_padding_free_batches_on_rows_that_come_tokenised(tmp_path: Path) -> None:
+    recipe = write_inputs(tmp_path) | {
+        "backend": "unsloth", "padding_free": "on", "max_length": 512, "batch_size": 4, "max_steps": 3,
+        "untimed_steps": 1,
+    }  # fmt: skip
+    (made,), told = run_suite(tmp_path, {"name": "rows", "timeout_s": 240, "recipe": recipe})
+    assert made.status == "ok", told
+    assert reading(made, "padding_free") == "True"
+    assert made.steps.padded_tokens == made.steps.real_tokens
