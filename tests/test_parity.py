@@ -182,11 +182,10 @@ def test_a_changed_probe_file_is_not_compared(base: Loaded, tmp_path: Path) -> N
 def test_committed_records_without_a_probe_are_not_checked_and_within_tolerance() -> None:
     found = [item for item in load(Path("results"))[0] if item.record.probe is None and item.record.status == "ok"]
     cells = {item.record.cell: item for item in found}
-    pairs = [(item, cells.get(cell.model_copy(update={"backend": "unsloth"})))
-             for cell, item in cells.items() if cell.backend == "hf-peft"]  # fmt: skip
-    assert pairs
+    pairs = [(item, cand) for cell, item in cells.items() if cell.backend == "hf-peft"
+             if (cand := cells.get(cell.model_copy(update={"backend": "unsloth"})))]  # fmt: skip
+    assert len(pairs) == 4, "suite h100-speed; Unsloth's SmolLM2 runs are withdrawn"
     for base, cand in pairs:
-        assert cand
         parity = gate([base], [cand])
         assert parity.status == "not checked", parity.text
         assert check(parity, "gradients").status == check(parity, "lora_dropout").status == "not checked"
