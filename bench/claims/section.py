@@ -14,8 +14,8 @@ from bench.report.view import anchor
 
 COLOURS = {"supported": "#009e73", "partly": "#e69f00", "inconclusive": "#808893", "refuted": "#d55e00"}
 SHAPES = {"supported": "circle", "partly": "diamond", "inconclusive": "square", "refuted": "cross"}
-UNITS = {"x": "ratio (log scale)", "share": "share"}
-"""What is drawn; other units have one claim each, and stand in the table."""
+UNITS = {"x": "ratio (log scale)", "share": "share", "GiB": "GiB", "tokens": "tokens (log scale)"}
+"""What is drawn; other units stand in the table."""
 LINKS = 12
 """Most runs that a line leads to; a claim over every pair has a hundred."""
 
@@ -83,8 +83,9 @@ def _bar(one: ClaimVerdict, part: PartVerdict) -> dict[str, Any]:
 
 
 def _chart(table: str, unit: str, rows: Sequence[dict[str, Any]]) -> Chart:
+    form = ",.0f" if unit == "tokens" else ".3g"
     alt = "; ".join(
-        f"{row['label']}: claimed {row['claimed_low']:.3g}, measured {row['measured']:.3g}, {row['verdict']}"
+        f"{row['label']}: claimed {row['claimed_low']:{form}}, measured {row['measured']:{form}}, {row['verdict']}"
         for row in rows
     )  # fmt: skip
     return Chart(
@@ -100,7 +101,7 @@ def _chart(table: str, unit: str, rows: Sequence[dict[str, Any]]) -> Chart:
 def _spec(table: str, unit: str) -> dict[str, Any]:
     import altair as alt
 
-    scale = alt.Scale(type="log") if unit == "x" else alt.Scale()
+    scale = alt.Scale(type="log") if "log" in UNITS[unit] else alt.Scale()
     y = alt.Y("label:N", sort=None, title=None, axis=alt.Axis(grid=True))
     title = UNITS[unit]
 
