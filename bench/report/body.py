@@ -9,13 +9,14 @@ from bench.report.rows import METER_NAMES, accuracy_row
 from bench.report.sections import Cell, Chart, Columns, Link, Row, Section, Table
 from bench.report.view import FindingView, RecordView, View, anchor
 
+CONTAMINATED = "contaminated"
 Made = tuple[Chart, dict[str, Columns]] | None
 
 
 def sections(view: View, added: Sequence[Section] = ()) -> list[Section]:
     """Everything that the records give rise to; ``added`` ones of other modules stand before the runs that failed."""
     measured = [_speed(view), _memory(view), _accuracy(view), _choice(view), _training(view), ladder.section(view)]
-    rest = [_alone(view), _failures(view), _records(view)]
+    rest = [_alone(view), _failures(view), _disturbed(view), _records(view)]
     return [one for one in [*measured, *added, *rest] if one]
 
 
@@ -166,16 +167,27 @@ def _alone(view: View) -> Section | None:
 
 
 def _failures(view: View) -> Section | None:
+    failed = [one for one in view.records if one.record.status not in ("ok", CONTAMINATED)]
+    return _ended("failures", "Failures", "A failed run is a result: none is left out.", failed)
+
+
+def _disturbed(view: View) -> Section | None:
+    text = "Other processes on the GPU, or a slowed clock. What they computed and took counts, their times do not."
+    disturbed = [one for one in view.records if one.record.status == CONTAMINATED]
+    return _ended("disturbed", "Disturbed runs", text, disturbed, collapsed=True)
+
+
+def _ended(id: str, title: str, text: str, runs: Sequence[RecordView], *, collapsed: bool = False) -> Section | None:
     rows = [
         Row([Cell(one.label, href=f"#{one.anchor}"), Cell(tag=record.status), Cell(record.failed_phase or UNKNOWN),
              Cell(one_line(record.message or ""))], about=one.about)
-        for one in view.records
-        if (record := one.record).status != "ok"
+        for one in runs
+        for record in [one.record]
     ]  # fmt: skip
     if not rows:
         return None
     table = Table(["Run", "Status", "Phase", "Message (whole in the run)"], rows)
-    return Section(id="failures", title="Failures", text="A failed run is a result: none is left out.", tables=[table])
+    return Section(id=id, title=title, text=text, tables=[table], collapsed=collapsed)
 
 
 def _records(view: View) -> Section | None:

@@ -179,6 +179,17 @@ def test_another_module_adds_a_section(tmp_path: Path) -> None:
     assert 'data-chart="claims"' in before and "&lt;script&gt;alert(1)" in before and 'href="a%20b.json"' in before
 
 
+def test_disturbed_runs_stand_apart_from_those_that_failed() -> None:
+    runs = [record(status="ok"), record("unsloth", status="contaminated", message="others"),
+            record(cell={"r": 8}, status="crashed", message="bang", failed_phase="load")]  # fmt: skip
+    made = {one.id: one for one in sections(viewed([Loaded(one, Path("nowhere")) for one in runs]))}
+    told = {
+        id: [row.cells[1].tag for table in made[id].tables for row in table.rows] for id in ("failures", "disturbed")
+    }
+    assert told == {"failures": ["crashed"], "disturbed": ["contaminated"]}
+    assert made["disturbed"].collapsed and not made["failures"].collapsed
+
+
 def test_a_thousand_records_stay_under_six_megabytes(tmp_path: Path) -> None:
     random.seed(0)
     own = []
