@@ -265,6 +265,7 @@ def _answer_device_queries() -> None:
     torch.cuda.current_stream = lambda *device: SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.current_device = lambda: 0
+    torch.cuda.is_available = lambda: False  # CUDA builds of torch would take the next line for a driver
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_capability = lambda *device: (9, 0)
     torch._C._cuda_getCurrentRawStream = lambda index: 0

@@ -1,5 +1,6 @@
 """Poisoned memory, bfloat16 rounding, the guard around inputs, and the command line without a kernel."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,14 @@ def test_a_process_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest
 def test_a_gpu_that_is_not_there_is_told_before_anything_runs() -> None:
     ran = CliRunner().invoke(cli.app, ["check", "--device", "cuda"])
     assert ran.exit_code == 2 and "NVML sees no NVIDIA GPU" in ran.stderr and "use --device cpu" in ran.stderr
+
+
+def test_a_cuda_build_of_torch_does_not_take_the_count_that_it_is_told_for_a_driver() -> None:
+    """As pip installs it on a machine without a GPU; Unsloth's fp8 asks each available device when imported."""
+    program = (
+        "import torch; torch.cuda._is_compiled = lambda: True; from kernels_check import interpreter as i; "
+        "i._answer_device_queries(); print(torch.cuda.device_count(), torch.cuda.is_available())"
+    )
+    env = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    told = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["1", "False"]
