@@ -154,7 +154,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for name, value in {"synchronize": None, "current_device": 0, "is_available": True}.items():
             setattr(torch.cuda, name, lambda value=value: value)
         torch.cuda.init = lambda: setattr(torch.cuda, "is_available", real)  # the kernels' packages ask too
-        torch.cuda.get_device_properties = lambda device: SimpleNamespace(L2_cache_size=1000)
+        torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=1, L2_cache_size=1000)
 
     stand_ins: list[tuple[Any, str, Any]] = [
         (child, "prepare", prepared), (operations, "SHAPES", (small,)), (timing, "ROUNDS", 3),
