@@ -9,6 +9,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import TypeVar
 
+from bench.cache import kept_bytecode
 from bench.errors import InputError
 
 AT_ONCE = 2
@@ -49,7 +50,7 @@ def forked(
 def child_environment() -> dict[str, str]:
     """Environment variables for a child that finds this checkout's packages first."""
     paths = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return os.environ | kept_bytecode() | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def could_not_run(command: str, process: str, stderr: str) -> InputError:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from bench import environment
+from bench.cache import kept_bytecode
 from bench.cell import Frozen
 from bench.environment import Environment
 from bench.errors import PeftmarkError
@@ -123,7 +124,7 @@ def _process(name: str, settings: dict[str, Any], folder: Path) -> dict[str, Any
     request = json.dumps({"experiment": name, "settings": settings, "folder": str(folder.resolve())})
     done = subprocess.run(
         [sys.executable, "-m", "bench.claims.worker"], input=request, text=True, capture_output=True, check=False,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ | kept_bytecode() | {"TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     lines = done.stdout.strip().splitlines()
     answer: dict[str, Any] = json.loads(lines[-1]) if lines and not done.returncode else {}

@@ -179,10 +179,9 @@ def _disturbed(view: View) -> Section | None:
 
 def _ended(id: str, title: str, text: str, runs: Sequence[RecordView], *, collapsed: bool = False) -> Section | None:
     rows = [
-        Row([Cell(one.label, href=f"#{one.anchor}"), Cell(tag=record.status), Cell(record.failed_phase or UNKNOWN),
-             Cell(one_line(record.message or ""))], about=one.about)
+        Row([Cell(one.label, href=f"#{one.anchor}"), Cell(tag=one.record.status),
+             Cell(one.record.failed_phase or UNKNOWN), Cell(one_line(one.record.message or ""))], about=one.about)
         for one in runs
-        for record in [one.record]
     ]  # fmt: skip
     if not rows:
         return None

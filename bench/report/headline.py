@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from bench.environment import Environment
 from bench.parity import Parity
-from bench.report.format import gib, percent, times
-from bench.report.rows import interval_text, parity_text
+from bench.report.format import UNKNOWN, gib, percent, times
+from bench.report.rows import behind, interval_text
 from bench.report.view import FindingView, Group, View
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth", "unsloth_zoo", "triton")
@@ -102,11 +102,12 @@ def _quote(group: Group, one: FindingView) -> Quote:
 
 def _parity(parity: Parity | None) -> str:
     """The status; of a gate that is open for one or two checks, which."""
-    status, _, open_checks = parity_text(parity).partition(": ")
-    held = sum(check.status == "ok" for check in parity.checks) if parity else 0
-    if status == "not checked" and open_checks and open_checks.count(",") < 2 and held:
-        return f"{held} checks ok, not checked: {open_checks}"
-    return status.split(",")[0]
+    if parity is None:
+        return UNKNOWN
+    held, missing = sum(check.status == "ok" for check in parity.checks), behind(parity)
+    if parity.status == "not checked" and held and len(missing) <= 2:
+        return f"{held} checks ok, not checked: {', '.join(missing)}"
+    return parity.status
 
 
 def _least(one: FindingView) -> int:

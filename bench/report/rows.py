@@ -127,8 +127,12 @@ def parity_text(parity: Parity | None) -> str:
         return UNKNOWN
     if parity.status == "ok":
         return f"ok, {sum(check.status == 'ok' for check in parity.checks)} checks"
-    behind = [c.name for c in parity.checks if c.status == parity.status and (c.required or c.status == "failed")]
-    return f"{parity.status}: {', '.join(behind)}"
+    return f"{parity.status}: {', '.join(behind(parity))}"
+
+
+def behind(parity: Parity) -> list[str]:
+    """Names of the checks that give a gate that is not ok its status."""
+    return [c.name for c in parity.checks if c.status == parity.status and (c.required or c.status == "failed")]
 
 
 @dataclass(frozen=True)

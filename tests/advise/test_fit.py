@@ -28,6 +28,7 @@ from bench.cli import app
 from bench.errors import InputError
 from bench.models.catalogue import catalogue
 from bench.record import Health
+from bench.store import record_files
 from tests import synthetic
 from tests.advise.made import RESULTS, fit, records
 
@@ -64,7 +65,7 @@ def test_committed_records_are_predicted_without_their_architecture() -> None:
     nvml = committed.left_out["nvml_process"]
     assert nvml.median <= 0.03 and nvml.p95 <= 0.08 and nvml.lowest >= -0.10
     assert {row.record_id for row in committed.rows} == set(committed.record_ids)
-    names = {path.parent.name for path in RESULTS.rglob("record.json")}
+    names = {path.parent.name for path in record_files(RESULTS)}
     assert set(committed.record_ids) <= names
     used = {i for one in committed.accuracy for rank in one.ranks for i in rank.record_ids}
     assert used <= names and {point.record_id for point in committed.speeds} <= names
