@@ -17,11 +17,12 @@ from bench.stats import ALPHA, POWER
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LOOKS: dict[int, float] = {4: 0.5, 5: 0.3, 10: 0.2}
+LOOKS: dict[int, float] = {4: 0.4, 5: 0.2, 6: 0.15, 8: 0.15, 10: 0.1}
 """After how many pairs is looked, and the share of ALPHA that the look may spend.
 
 With few pairs it is the quantile of t that costs power (3 degrees of freedom at 4 pairs), so the first look has the
-largest share; five pairs are about what ten minutes hold; at ten the quantile grows little where alpha shrinks.
+largest share; at ten the quantile grows little where alpha shrinks. How many pairs fit into a budget is up to the
+machine: hence the looks between.
 """
 MOST = max(LOOKS)
 Change = Literal["more", "less", "same", "open"]
