@@ -55,8 +55,8 @@ class Derived(Frozen):
     step_s_p10: float | None = None
     step_s_p90: float | None = None
     gpu_work_s: float | None = None
-    """Seconds in GPU kernels, summed, of a step's forward and backward passes: the fingerprint's one pass times the
-    accumulation. Null on a CPU."""
+    """Seconds in GPU kernels, summed, of a step's forward and backward passes: the middle one of the profiled passes
+    times the accumulation. Copies between host and device are left out. Null on a CPU."""
     gpu_share: float | None = None
     """``gpu_work_s`` over the median step: what is missing to 1 is the optimizer, the data and waiting for the CPU."""
     mfu: float | None = None
@@ -165,7 +165,7 @@ def _gpu_work_s(record: Record) -> float | None:
     seen = record.fingerprint
     if seen is None or seen.device != "cuda" or not any(e.name == "forwards_per_layer" for e in record.audit):
         return None
-    return seen.device_s * record.cell.gradient_accumulation_steps
+    return median(seen.passes_s) * record.cell.gradient_accumulation_steps if seen.passes_s else None
 
 
 def _mfu(

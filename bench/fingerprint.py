@@ -18,6 +18,10 @@ from bench.cell import Frozen
 from bench.record import FileRef, Fingerprint
 
 FILE = "fingerprint.json"
+PASSES = 3
+"""Passes that are timed on a GPU: the middle one counts. The first alone says which kernels ran."""
+HOST_COPIES = ("Memcpy HtoD", "Memcpy DtoH")
+"""How the profiler's names of copies between host and device begin."""
 
 _VOLATILE = [
     (re.compile(r"(?<![0-9A-Za-z])0x[0-9a-fA-F]{4,}"), "*"),  # pointers (not the 0x128 of a 160x128 tile)
@@ -83,10 +87,49 @@ def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[st
     The readings are ``attention_dispatched`` (sdpa, eager, ...), ``attention_kernel`` (flash, math, ...) and
     ``forwards_per_layer``, each left out where it cannot be told.
     """
+    gpu, (launched, operators) = on_gpu(), _profiled(step)
+    shown = {"step": "forward and backward", "kernels": [k.model_dump() for k in launched]}
+    (folder / FILE).write_text(json.dumps(shown, indent=1) + "\n")
+    fingerprint = Fingerprint(
+        file=FileRef.of(folder / FILE, folder),
+        device="cuda" if gpu else "cpu",
+        kernels=len(launched),
+        launches=sum(k.count for k in launched),
+        device_s=sum(k.total_us for k in launched) / 1e6,
+        passes_s=[_kernels_s(launched)],
+        sha256=sha256(launched),
+    )
+    return fingerprint, attention(operators.keys() | {k.name for k in launched}) | forwards(operators)
+
+
+def pass_s(step: Callable[[], Any]) -> float:
+    """Profile one more call of ``step``: its seconds in kernels, as ``Fingerprint.passes_s`` has them."""
+    return _kernels_s(_profiled(step)[0])
+
+
+def pass_s_of(file: Path) -> float:
+    """The same of a fingerprint's file; OSError or ValueError where it is none."""
+    return _kernels_s(list(_read(file).values()))
+
+
+def on_gpu() -> bool:
+    """Whether kernels are profiled, or operators on a CPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _kernels_s(launched: list[Launched]) -> float:
+    """Without copies between host and device: engines of their own make them, as a rule beside kernels."""
+    return sum(k.total_us for k in launched if not k.name.startswith(HOST_COPIES)) / 1e6
+
+
+def _profiled(step: Callable[[], Any]) -> tuple[list[Launched], Counter[str]]:
+    """What one call of ``step`` launched, and how often each operator ran."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    gpu = torch.cuda.is_available()
+    gpu = on_gpu()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as p:
         step()
@@ -100,18 +143,7 @@ def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[st
         kernels, operators = [(e.name, _own_us(e)) for e in called], Counter(e.name for e in called)
     if not kernels:
         raise RuntimeError("the profiler saw no kernel")
-    launched = collect(kernels)
-    shown = {"step": "forward and backward", "kernels": [k.model_dump() for k in launched]}
-    (folder / FILE).write_text(json.dumps(shown, indent=1) + "\n")
-    fingerprint = Fingerprint(
-        file=FileRef.of(folder / FILE, folder),
-        device="cuda" if gpu else "cpu",
-        kernels=len(launched),
-        launches=sum(k.count for k in launched),
-        device_s=sum(k.total_us for k in launched) / 1e6,
-        sha256=sha256(launched),
-    )
-    return fingerprint, attention(operators.keys() | {k.name for k in launched}) | forwards(operators)
+    return collect(kernels), operators
 
 
 def _of_kineto(events: Any) -> tuple[list[tuple[str, float]], Counter[str]]:

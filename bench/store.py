@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from bench import fingerprint
 from bench.cache import sha256_file
 from bench.cell import Cell
 from bench.environment import Environment
@@ -210,9 +211,18 @@ def read(path: Path, shared: Shared | None = None) -> Loaded | Unreadable:
             return Unreadable(path, f"schema version {version} is newer than this peftmark; upgrade it")
         if shared:
             shared.put(content)
+        _with_passes(content, path.parent)
         return Loaded(Record.model_validate(content), path.parent)
     except (ValueError, KeyError, TypeError, ValidationError, OSError) as error:
         return Unreadable(path, f"not a whole record: {str(error).splitlines()[0]}")
+
+
+def _with_passes(content: dict[str, Any], folder: Path) -> None:
+    """Older records have one profiled pass, and its time in kernels only in the file; where that is gone, none."""
+    seen = content.get("fingerprint")
+    if seen and seen["device"] == "cuda" and not seen.get("passes_s"):
+        with suppress(OSError, ValueError, KeyError):
+            seen["passes_s"] = [fingerprint.pass_s_of(folder / seen["file"]["path"])]
 
 
 def publish(loaded: Loaded, into: Path) -> Path:

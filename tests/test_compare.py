@@ -336,7 +336,9 @@ def test_a_failed_parity_leaves_a_warning_and_no_speedup() -> None:
 
 def profiled(device_s: float, device: str = "cuda") -> Fingerprint:
     file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
-    return Fingerprint(file=file, device=device, kernels=1, launches=1, device_s=device_s, sha256="f" * 64)
+    return Fingerprint(
+        file=file, device=device, kernels=1, launches=1, device_s=9.0, passes_s=[device_s], sha256="f" * 64
+    )
 
 
 def test_gpu_time_is_the_profiled_pass_times_the_accumulation_and_its_ratio_has_the_process_as_unit() -> None:

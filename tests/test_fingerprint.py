@@ -101,6 +101,19 @@ def test_an_operator_sent_on_by_a_dispatch_mode_counts_once(tmp_path: Path, monk
     assert [k["count"] for k in kernels if k["name"] == "aten::mm"] == [3]
 
 
+def test_copies_between_host_and_device_are_no_kernel_time(tmp_path: Path) -> None:
+    """Unsloth moves activations to host memory and back while kernels run; those copies would count twice."""
+    names = (
+        "Memcpy HtoD (Pinned -> Device)",
+        "Memcpy DtoH (Device -> Pageable)",
+        "Memcpy DtoD (Device -> Device)",
+        "gemm",
+    )
+    kernels = [{"name": n, "count": 1, "total_us": 10.0**i} for i, n in enumerate(names)]
+    (tmp_path / "f.json").write_text(json.dumps({"kernels": kernels}))
+    assert fingerprint.pass_s_of(tmp_path / "f.json") == pytest.approx(1100e-6)
+
+
 def write(file: Path, **counts: int) -> Path:
     kernels = [{"name": n, "count": c, "total_us": 1.0} for n, c in counts.items()]
     file.write_text(json.dumps({"kernels": kernels}))

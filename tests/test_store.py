@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench import executor
 from bench.errors import StoreError
-from bench.record import SCHEMA_VERSION, AuditEntry, FileRef, GradientProbe, Record, Steps, Timeline
+from bench.record import SCHEMA_VERSION, AuditEntry, FileRef, Fingerprint, GradientProbe, Record, Steps, Timeline
 from bench.store import Loaded, Store, load, new_id, publish, readable_json
 from tests import fakes
 from tests.synthetic import record
@@ -87,6 +87,26 @@ def test_withdrawn_records_are_kept_and_not_read(tmp_path: Path) -> None:
     folder.rename(target)
     assert [one.folder for one in store.load()[0]] == [other]
     assert [one.folder for one in load(target.parent)[0]] == [target], "asked for by name they are there"
+
+
+def test_an_older_record_gets_its_kernel_time_from_the_file_that_it_names(tmp_path: Path) -> None:
+    kernels = [
+        {"name": "Memcpy HtoD (Pinned -> Device)", "count": 1, "total_us": 5e5},
+        {"name": "gemm", "count": 1, "total_us": 2e5},
+    ]
+    store, workspace = Store(tmp_path), tmp_path / "made"
+    workspace.mkdir()
+    (workspace / "fingerprint.json").write_text(json.dumps({"kernels": kernels}))
+    seen = Fingerprint(
+        file=FileRef.of(workspace / "fingerprint.json", workspace), device="cuda", kernels=2, launches=2, device_s=0.7,
+        sha256="f" * 64,
+    )  # fmt: skip
+    folder = store.add(record(fingerprint=seen), workspace)
+    (one,), _ = store.load()
+    assert one.record.fingerprint and one.record.fingerprint.passes_s == [pytest.approx(0.2)]
+    (folder / "fingerprint.json").unlink()
+    (one,), _ = store.load()
+    assert one.record.fingerprint and one.record.fingerprint.passes_s == []
 
 
 def test_files_of_the_workspace_lie_beside_the_record(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_spent_budget_ends_with_what_is_known(tmp_path: Path) -> None:
 def test_a_metric_that_only_some_runs_tell_is_listed_and_open() -> None:
     """GPU time of a candidate whose profiled pass was not seen to compute again what training does."""
     file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
-    seen = Fingerprint(file=file, device="cuda", kernels=1, launches=1, device_s=0.3, sha256="f" * 64)
+    seen = Fingerprint(file=file, device="cuda", kernels=1, launches=1, device_s=9.0, passes_s=[0.3], sha256="f" * 64)
     told = Loaded(record("unsloth", fingerprint=seen), Path("nowhere"))
     untold = Loaded(record("unsloth", fingerprint=seen, serial=1, audit=[]), Path("nowhere"))
     found = paired._metrics(paired.Runs(pairs=[(told, untold)] * 4), {}, policy.load())
@@ -111,7 +111,9 @@ def test_gpu_time_decides_where_the_wall_clock_is_open() -> None:
 
     def run(backend: str, n: int, wall_s: float, work_s: float) -> Loaded:
         file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
-        seen = Fingerprint(file=file, device="cuda", kernels=1, launches=1, device_s=work_s, sha256="f" * 64)
+        seen = Fingerprint(
+            file=file, device="cuda", kernels=1, launches=1, device_s=9.0, passes_s=[work_s], sha256="f" * 64
+        )
         return Loaded(record(backend, step_s=(wall_s,) * 4, fingerprint=seen, serial=n), Path("nowhere"))
 
     walls, works = ((1.0, 1.2), (1.1, 0.9), (0.9, 1.0), (1.2, 1.1)), (0.3001, 0.3000, 0.3002, 0.2999)
@@ -133,7 +135,13 @@ def test_an_open_rate_beside_unchanged_gpu_time_passes_and_says_what_it_could_sh
 
     def run(n: int) -> Loaded:
         seen = Fingerprint(
-            file=file, device="cuda", kernels=1, launches=1, device_s=works[n % 4] * (1 + n / 1e5), sha256="f" * 64
+            file=file,
+            device="cuda",
+            kernels=1,
+            launches=1,
+            device_s=9.0,
+            passes_s=[works[n % 4] * (1 + n / 1e5)],
+            sha256="f" * 64,
         )
         return Loaded(record("unsloth", step_s=(walls[n % 4],) * 4, fingerprint=seen, serial=n), Path("nowhere"))
 
