@@ -58,7 +58,8 @@ class Derived(Frozen):
     """Seconds in GPU kernels, summed, of a step's forward and backward passes: the middle one of the profiled passes
     times the accumulation. Copies between host and device are left out. Null on a CPU."""
     gpu_share: float | None = None
-    """``gpu_work_s`` over the median step: what is missing to 1 is the optimizer, the data and waiting for the CPU."""
+    """``gpu_work_s`` over the median step: what is missing to 1 is the optimizer, the data and waiting for the CPU or
+    for copies."""
     mfu: float | None = None
     """Model FLOPs utilisation over the timed steps, padded tokens (see bench.flops); null where the GPU's peak or the
     architecture is unknown, where MIG hands out part of a GPU, or where fp32 weights make bf16's peak the wrong one."""

@@ -67,7 +67,7 @@ class Side(Frozen):
     step_s: float | None = None
     """Median step, of the processes' medians."""
     gpu_work_s: float | None = None
-    """GPU kernels of a step's forward and backward (bench.derived), of one profiled pass a process."""
+    """GPU kernels of a step's forward and backward (bench.derived), median over processes."""
     gpu_share: float | None = None
     """The same over the median step."""
     mfu: float | None = None

@@ -164,8 +164,8 @@ class Fingerprint(Frozen):
     device_s: float
     """Time in all of the file, summed: kernels, and copies between host and device."""
     passes_s: list[float] = []
-    """Time in kernels of every profiled pass, copies between host and device left out; the file has the first. Empty in
-    records before 2026-11-26: ``bench.store`` reads the one pass from the file."""
+    """Time in kernels of every profiled pass, copies between host and device left out; the file has the first. Records
+    before revision 7326b46 lack it, and have one pass: ``bench.store`` reads it from the file."""
     sha256: str
     """Over names and counts, without times."""
 

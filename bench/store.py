@@ -221,7 +221,7 @@ def _with_passes(content: dict[str, Any], folder: Path) -> None:
     """Older records have one profiled pass, and its time in kernels only in the file; where that is gone, none."""
     seen = content.get("fingerprint")
     if seen and seen["device"] == "cuda" and not seen.get("passes_s"):
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             seen["passes_s"] = [fingerprint.pass_s_of(folder / seen["file"]["path"])]
 
 
@@ -244,6 +244,8 @@ def publish(loaded: Loaded, into: Path) -> Path:
     with disk_errors(target):
         if target.exists():
             raise StoreError(f"{target}: already published; records are never overwritten")
+        if (gone := into / WITHDRAWN / cell.slug / loaded.record.id).exists():
+            raise StoreError(f"{gone}: this record was withdrawn\n  mend: run the cell again, and publish that run")
         draft = target.with_name("." + target.name)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)

@@ -295,6 +295,18 @@ def test_publishing_copies_what_the_record_names_and_refuses_a_second_time(tmp_p
     assert load(tmp_path / "elsewhere") == ([], [])
 
 
+def test_a_withdrawn_record_is_not_published_again(tmp_path: Path) -> None:
+    put(Store(tmp_path / "run"), record())
+    (loaded,) = Store(tmp_path / "run").load()[0]
+    target = publish(loaded, tmp_path / "results")
+    withdrawn = tmp_path / "results" / "withdrawn" / target.parent.name
+    withdrawn.mkdir(parents=True)
+    target.rename(withdrawn / target.name)
+    with pytest.raises(StoreError, match="this record was withdrawn"):
+        publish(loaded, tmp_path / "results")
+    assert load(tmp_path / "results") == ([], [])
+
+
 def test_a_publication_cut_short_is_not_a_record_and_is_made_anew(tmp_path: Path) -> None:
     put(Store(tmp_path / "run"), record())
     (loaded,) = Store(tmp_path / "run").load()[0]
