@@ -28,7 +28,7 @@ from bench.finding import (
     Side,
     Verdict,
 )  # fmt: skip
-from bench.groups import Pair, by_all_but_seed, machine_name, pairs, pairs_of_sets
+from bench.groups import Pair, answered, by_all_but_seed, machine_name, pairs, pairs_of_sets
 from bench.health import computed_well
 from bench.parity import Parity
 from bench.record import EvalResult, Record
@@ -109,17 +109,14 @@ def _counts(record: Record, contaminated: bool) -> bool:
 
 
 def _accuracies(paired: list[Pair]) -> list[AccuracyFinding]:
-    """The first run of each side that was evaluated, by seed."""
+    """The run of each side whose answers count (``bench.groups.answered``), by seed."""
     seeds: dict[tuple[str, str, str], dict[int, tuple[Loaded, Loaded]]] = defaultdict(dict)
     for pair in paired:
-        sides = [
-            next((one for one in side if one.record.eval_after and computed_well(one.record)), None)
-            for side in (pair.baseline, pair.candidate)
-        ]
-        if sides[0] and sides[1]:
-            record = sides[1].record
-            key = record.cell.twin_key("seed"), record.environment.fingerprint, sides[0].record.environment.fingerprint
-            seeds[key][record.cell.seed] = sides[0], sides[1]
+        base, cand = answered(pair.baseline)[:1], answered(pair.candidate)[:1]
+        if base and cand:
+            record = cand[0].record
+            key = record.cell.twin_key("seed"), record.environment.fingerprint, base[0].record.environment.fingerprint
+            seeds[key][record.cell.seed] = base[0], cand[0]
     return [_accuracy_finding([found[seed] for seed in sorted(found)]) for found in seeds.values()]
 
 

@@ -6,12 +6,13 @@ is allowed only where the reader names its key (``across``), and the finding say
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bench.cell import digest_of
 from bench.environment import Environment
 from bench.errors import InputError
+from bench.health import computed_well
 from bench.record import Record
 from bench.store import Loaded
 
@@ -35,6 +36,18 @@ def machine_name(environment: Environment) -> str:
     if not names:
         return f"{environment.cpu}, {environment.cpu_cores or '?'} cores, no GPU"
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+
+
+def answered(loaded: Iterable[Loaded]) -> list[Loaded]:
+    """Of each cell in one environment the oldest run whose answers count (``bench.health.computed_well``), by age.
+
+    So a cell that is run again until it scores well keeps its first score.
+    """
+    found: dict[tuple[str, str], Loaded] = {}
+    for one in sorted(loaded, key=lambda one: one.record.id):
+        if one.record.eval_after and computed_well(one.record):
+            found.setdefault((one.record.cell.digest, one.record.environment.fingerprint), one)
+    return list(found.values())
 
 
 def pairs(loaded: Sequence[Loaded], baseline: str = "hf-peft", across: Collection[str] = ()) -> list[Pair]:

@@ -370,14 +370,15 @@ def test_a_profiled_pass_that_may_have_left_out_recomputation_gives_no_gpu_time(
 
 
 def test_seeds_are_compared_item_by_item(tmp_path: Path) -> None:
-    def run(backend: str, seed: int, right: set[int]) -> Loaded:
-        folder = tmp_path / f"{backend}-{seed}"
+    def run(backend: str, seed: int, right: set[int], serial: int = 0) -> Loaded:
+        folder = tmp_path / f"{backend}-{seed}-{serial}"
         folder.mkdir()
         lines = [
             {"doc_id": n, "doc_hash": str(n), "filter": "none", "exact_match": float(n in right)} for n in range(40)
         ]
         (folder / "eval.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return Loaded(record(backend, cell={"seed": seed}, eval_after=evaluation(len(right) / 40)), folder)
+        made = record(backend, serial=serial, cell={"seed": seed}, eval_after=evaluation(len(right) / 40))
+        return Loaded(made, folder)
 
     runs = [run("hf-peft", seed, set(range(20))) for seed in (1, 2)]
     runs += [run("unsloth", seed, set(range(seed, 20 + seed))) for seed in (1, 2)]
@@ -385,6 +386,7 @@ def test_seeds_are_compared_item_by_item(tmp_path: Path) -> None:
     assert len(found) == 1 and found[0].seeds == [1, 2] and len(found[0].record_ids) == 4
     paired = found[0].paired
     assert paired is not None and (paired.baseline, paired.candidate, paired.items) == (0.5, 0.5, 40)
+    assert compare([run("unsloth", 2, set(range(40)), serial=1), *runs]).accuracy == found, "run again, to score better"
     gone = compare([runs[0], Loaded(runs[2].record, tmp_path / "gone")]).accuracy
     assert gone[0].paired is None and "eval.json" in gone[0].why
 

@@ -9,7 +9,7 @@ from bench.accuracy import MARGIN, compare_accuracy
 from bench.cell import Frozen
 from bench.derived import known_config
 from bench.errors import InputError
-from bench.health import computed_well
+from bench.groups import answered
 from bench.store import Loaded
 
 
@@ -48,18 +48,18 @@ class RankAccuracy(Frozen):
 def accuracy_by_rank(loaded: Sequence[Loaded], margin: float = MARGIN) -> list[RankAccuracy]:
     """One entry a group of records that differ in rank (and seed) alone and were scored on the same items."""
     groups: dict[str, list[Loaded]] = {}
-    for item in loaded:
-        record = item.record
-        if computed_well(record) and record.eval_after and record.cell.r and record.cell.method == "lora":
-            groups.setdefault(record.cell.twin_key("r", "seed"), []).append(item)
+    for item in answered(loaded):
+        cell = item.record.cell
+        if cell.r and cell.method == "lora":
+            groups.setdefault(cell.twin_key("r", "seed"), []).append(item)
     made = [_group(items, margin) for items in groups.values()]
     return sorted((one for one in made if one), key=lambda one: (one.model, one.task, one.backend))
 
 
 def _group(items: Sequence[Loaded], margin: float) -> RankAccuracy | None:
     by_rank: dict[int, dict[int, Loaded]] = {}
-    for item in sorted(items, key=lambda i: i.record.id):
-        by_rank.setdefault(item.record.cell.r or 0, {})[item.record.cell.seed] = item  # a later repeat stands for it
+    for item in items:  # of other environments too: the oldest counts
+        by_rank.setdefault(item.record.cell.r or 0, {}).setdefault(item.record.cell.seed, item)
     seeds = sorted(set.intersection(*(set(of) for of in by_rank.values())))
     if len(by_rank) < 2 or not seeds:
         return None

@@ -17,7 +17,7 @@ from bench.cell import Cell, Frozen
 from bench.claims.claim import Part, matches
 from bench.derived import METERS, OWN_METERS, Meter, derive, peak_counts, values
 from bench.errors import InputError
-from bench.groups import machine_name
+from bench.groups import answered, machine_name
 from bench.health import computed_well
 from bench.parity import ParityStatus, gate
 from bench.record import Record
@@ -209,15 +209,11 @@ def _losses(sides: Sides, everything: Sequence[Loaded]) -> list[Measure]:
 
 
 def _accuracies(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
-    """One measure for the seeds of a cell together: of each the latest evaluated run of both sides.
-
-    Contaminated runs are taken in where only their time and memory are in doubt (bench.health).
-    """
+    """One measure for the seeds of a cell together: of each the runs whose answers count (bench.groups)."""
     wanted, fields = set(part.cells()), sorted({*part.baseline, *part.candidate})
     groups: dict[tuple[str, str], dict[Cell, Loaded]] = defaultdict(dict)
-    for one in sorted(loaded, key=lambda one: one.record.id):
-        cell = one.record.cell
-        if cell in wanted and one.record.eval_after and computed_well(one.record):
+    for one in answered(loaded):
+        if (cell := one.record.cell) in wanted:
             groups[cell.twin_key(*fields, "seed"), one.record.environment.fingerprint][cell] = one
     found = []
     for group in groups.values():
@@ -256,16 +252,15 @@ def _paired(sides: Sides) -> Measure:
 def by_rank(part: Part, loaded: Sequence[Loaded]) -> list[Measure]:
     """Accuracy of the ranks ``rule.at`` less that of each higher rank, the same items, one environment."""
     wanted = set(part.cells())
-    groups: dict[tuple[str, str], dict[int, list[Loaded]]] = defaultdict(lambda: defaultdict(list))
-    for one in loaded:
-        if one.record.cell in wanted and computed_well(one.record) and one.record.eval_after:
-            key = one.record.cell.twin_key("r"), one.record.environment.fingerprint
-            groups[key][one.record.cell.r or 0].append(one)
+    groups: dict[tuple[str, str], dict[int, Loaded]] = defaultdict(dict)
+    for one in answered(loaded):
+        if (cell := one.record.cell) in wanted:
+            groups[cell.twin_key("r"), one.record.environment.fingerprint][cell.r or 0] = one
     found = []
     for ranks in groups.values():
         for low in (rank for rank in part.rule.at if rank in ranks):
             for high in sorted(rank for rank in ranks if rank > max(part.rule.at)):
-                pair = _paired(Sides(ranks[high][:1], ranks[low][:1], []))
+                pair = _paired(Sides([ranks[high]], [ranks[low]], []))
                 found.append(pair.model_copy(update={"label": f"r {low} against r {high}: {pair.label}"}))
     return found
 
