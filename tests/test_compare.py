@@ -13,7 +13,7 @@ from bench.finding import AccuracyFinding, Finding
 from bench.groups import pairs
 from bench.record import DataFacts, FileRef, Fingerprint, Health, Phase, Record, Steps
 from bench.report.rows import make_rows
-from bench.store import Loaded
+from bench.store import Loaded, load
 from tests.synthetic import GIB, environment, evaluation, record, unfinished
 
 
@@ -360,6 +360,13 @@ def test_gpu_time_is_the_profiled_pass_times_the_accumulation_and_its_ratio_has_
 def test_without_a_profile_of_a_gpu_there_is_no_gpu_time(seen: Fingerprint | None) -> None:
     finding = only(findings([record("hf-peft", fingerprint=profiled(0.3)), record("unsloth", fingerprint=seen)]))
     assert finding.verdict == "measured" and finding.gpu_work is None and make_rows([finding])[0].gpu_note == ""
+
+
+def test_no_committed_run_works_longer_than_its_step() -> None:
+    """Kernels and copies of the release suite add up to more than its steps; kernels alone never do."""
+    loaded = load(Path(__file__).parents[1] / "results")[0]
+    shares = [share for one in loaded if (share := derive(one.record, lambda _: None).gpu_share)]
+    assert len(shares) > 80 and max(shares) < 1
 
 
 def test_a_profiled_pass_that_may_have_left_out_recomputation_gives_no_gpu_time() -> None:
