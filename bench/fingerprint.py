@@ -87,7 +87,7 @@ def measure(step: Callable[[], Any], folder: Path) -> tuple[Fingerprint, dict[st
     The readings are ``attention_dispatched`` (sdpa, eager, ...), ``attention_kernel`` (flash, math, ...) and
     ``forwards_per_layer``, each left out where it cannot be told.
     """
-    gpu, (launched, operators) = on_gpu(), _profiled(step)
+    gpu, (launched, operators) = _on_gpu(), _profiled(step)
     shown = {"step": "forward and backward", "kernels": [k.model_dump() for k in launched]}
     (folder / FILE).write_text(json.dumps(shown, indent=1) + "\n")
     fingerprint = Fingerprint(
@@ -108,11 +108,11 @@ def pass_s(step: Callable[[], Any]) -> float:
 
 
 def pass_s_of(file: Path) -> float:
-    """The same of a fingerprint's file; OSError or ValueError where it is none."""
+    """The same of the pass that a fingerprint's file has."""
     return _kernels_s(list(_read(file).values()))
 
 
-def on_gpu() -> bool:
+def _on_gpu() -> bool:
     """Whether kernels are profiled, or operators on a CPU."""
     import torch
 
@@ -129,7 +129,7 @@ def _profiled(step: Callable[[], Any]) -> tuple[list[Launched], Counter[str]]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    gpu = on_gpu()
+    gpu = _on_gpu()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as p:
         step()

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -211,18 +211,18 @@ def read(path: Path, shared: Shared | None = None) -> Loaded | Unreadable:
             return Unreadable(path, f"schema version {version} is newer than this peftmark; upgrade it")
         if shared:
             shared.put(content)
-        _with_passes(content, path.parent)
-        return Loaded(Record.model_validate(content), path.parent)
+        return _with_passes(Loaded(Record.model_validate(content), path.parent))
     except (ValueError, KeyError, TypeError, ValidationError, OSError) as error:
         return Unreadable(path, f"not a whole record: {str(error).splitlines()[0]}")
 
 
-def _with_passes(content: dict[str, Any], folder: Path) -> None:
+def _with_passes(loaded: Loaded) -> Loaded:
     """Older records have one profiled pass, and its time in kernels only in the file; where that is gone, none."""
-    seen = content.get("fingerprint")
-    if seen and seen["device"] == "cuda" and not seen.get("passes_s"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            seen["passes_s"] = [fingerprint.pass_s_of(folder / seen["file"]["path"])]
+    seen = loaded.record.fingerprint
+    if seen is None or seen.device != "cuda" or seen.passes_s or not (file := whole_file(loaded, seen)):
+        return loaded
+    known = seen.model_copy(update={"passes_s": [fingerprint.pass_s_of(file)]})
+    return Loaded(loaded.record.model_copy(update={"fingerprint": known}), loaded.folder)
 
 
 def publish(loaded: Loaded, into: Path) -> Path:

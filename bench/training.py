@@ -162,8 +162,8 @@ def _profile(run: Any, cell: Cell, journal: Journal, folder: Path) -> dict[str, 
         last = rows.select(range(len(rows) - cell.batch_size, len(rows)))
         with watch.on(run.model):
             fact, kernels = fingerprint.measure(trainer.one_batch(run, last), folder)
-        more = fingerprint.PASSES - 1 if fingerprint.on_gpu() else 0
-        again_s = [fingerprint.pass_s(trainer.one_batch(run, last)) for _ in range(more)]
+        more = range(fingerprint.PASSES - 1) if devices else ()
+        again_s = [fingerprint.pass_s(trainer.one_batch(run, last)) for _ in more]
         journal.fact("fingerprint", fact.model_copy(update={"passes_s": [*fact.passes_s, *again_s]}))
     run.model.zero_grad(set_to_none=True)
     return kernels | watch.readings

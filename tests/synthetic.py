@@ -1,10 +1,20 @@
 """Records made up for tests, of a machine that does not exist ("Test GPU"): known numbers in, known findings out."""
 
-from typing import Any
+from typing import Any, Literal
 
 from bench.cell import Cell
 from bench.environment import Environment, Gpu, Package
-from bench.record import AuditEntry, DataFacts, EvalResult, FileRef, ModelFacts, Phase, Record, Steps
+from bench.record import (
+    AuditEntry,
+    DataFacts,
+    EvalResult,
+    FileRef,
+    Fingerprint,
+    ModelFacts,
+    Phase,
+    Record,
+    Steps,
+)
 
 GIB = 2**30
 REAL_TOKENS, PADDED_TOKENS, ROWS = 800, 1000, 8
@@ -30,6 +40,14 @@ def evaluation(value: float) -> EvalResult:
 
 
 RECOMPUTED = AuditEntry(name="forwards_per_layer", requested="2", effective="2", ok=True)
+
+
+def profiled(pass_s: float, device: Literal["cuda", "cpu"] = "cuda") -> Fingerprint:
+    """A fingerprint of one pass with ``pass_s`` in kernels, and the rest of ``device_s`` in copies."""
+    file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
+    return Fingerprint(
+        file=file, device=device, kernels=1, launches=1, device_s=9.0, passes_s=[pass_s], sha256="f" * 64
+    )
 
 
 def record(

@@ -14,7 +14,7 @@ from bench.groups import pairs
 from bench.record import DataFacts, FileRef, Fingerprint, Health, Phase, Record, Steps
 from bench.report.rows import make_rows
 from bench.store import Loaded, load
-from tests.synthetic import GIB, environment, evaluation, record, unfinished
+from tests.synthetic import GIB, environment, evaluation, profiled, record, unfinished
 
 
 def loaded(records: Sequence[Record]) -> list[Loaded]:
@@ -332,13 +332,6 @@ def test_a_failed_parity_leaves_a_warning_and_no_speedup() -> None:
     assert finding.speedup is None and finding.speed is None and finding.memory["nvml_process"].saving is None
     assert finding.candidate is not None and finding.candidate.tokens_per_s == 1600
     assert finding.parity is not None and finding.parity.status == "failed"
-
-
-def profiled(device_s: float, device: str = "cuda") -> Fingerprint:
-    file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
-    return Fingerprint(
-        file=file, device=device, kernels=1, launches=1, device_s=9.0, passes_s=[device_s], sha256="f" * 64
-    )
 
 
 def test_gpu_time_is_the_profiled_pass_times_the_accumulation_and_its_ratio_has_the_process_as_unit() -> None:

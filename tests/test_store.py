@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import executor
+from bench.cache import sha256_file
 from bench.errors import StoreError
 from bench.record import SCHEMA_VERSION, AuditEntry, FileRef, Fingerprint, GradientProbe, Record, Steps, Timeline
 from bench.store import Loaded, Store, load, new_id, publish, readable_json
@@ -104,9 +105,21 @@ def test_an_older_record_gets_its_kernel_time_from_the_file_that_it_names(tmp_pa
     folder = store.add(record(fingerprint=seen), workspace)
     (one,), _ = store.load()
     assert one.record.fingerprint and one.record.fingerprint.passes_s == [pytest.approx(0.2)]
-    (folder / "fingerprint.json").unlink()
-    (one,), _ = store.load()
-    assert one.record.fingerprint and one.record.fingerprint.passes_s == []
+    (folder / "fingerprint.json").write_text(json.dumps({"kernels": kernels[1:]}))
+    for _ in ("another file than the one that was hashed", "no file"):
+        (one,), _ = store.load()
+        assert one.record.fingerprint and one.record.fingerprint.passes_s == []
+        (folder / "fingerprint.json").unlink(missing_ok=True)
+
+
+def test_every_committed_file_is_the_one_that_its_record_hashed() -> None:
+    results = Path(__file__).parents[1] / "results"
+    good, bad = load(results)
+    runs = good + load(results / "withdrawn")[0]
+    found = [(one.folder, ref) for one in runs for ref in one.record.files()]
+    assert not bad and len(found) > len(runs) > 250
+    changed = [folder / ref.path for folder, ref in found if sha256_file(folder / ref.path) != ref.sha256]
+    assert changed == []
 
 
 def test_files_of_the_workspace_lie_beside_the_record(tmp_path: Path) -> None:

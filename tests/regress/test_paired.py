@@ -7,7 +7,6 @@ import pytest
 
 from bench.derived import METERS
 from bench.errors import InputError
-from bench.record import FileRef, Fingerprint
 from bench.regress import outputs, policy
 from bench.regress.index import Index
 from bench.regress.levels import paired
@@ -17,7 +16,7 @@ from bench.regress.verdict import Comparison, MetricVerdict, Side
 from bench.stats import ALPHA
 from bench.store import Loaded
 from tests.regress.wheels import PACKAGE, wheel
-from tests.synthetic import record
+from tests.synthetic import profiled, record
 
 SUITE = """
 name: fake
@@ -96,10 +95,8 @@ def test_a_spent_budget_ends_with_what_is_known(tmp_path: Path) -> None:
 
 def test_a_metric_that_only_some_runs_tell_is_listed_and_open() -> None:
     """GPU time of a candidate whose profiled pass was not seen to compute again what training does."""
-    file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
-    seen = Fingerprint(file=file, device="cuda", kernels=1, launches=1, device_s=9.0, passes_s=[0.3], sha256="f" * 64)
-    told = Loaded(record("unsloth", fingerprint=seen), Path("nowhere"))
-    untold = Loaded(record("unsloth", fingerprint=seen, serial=1, audit=[]), Path("nowhere"))
+    told = Loaded(record("unsloth", fingerprint=profiled(0.3)), Path("nowhere"))
+    untold = Loaded(record("unsloth", fingerprint=profiled(0.3), serial=1, audit=[]), Path("nowhere"))
     found = paired._metrics(paired.Runs(pairs=[(told, untold)] * 4), {}, policy.load())
     (work,) = (metric for metric in found if metric.name == "speed/gpu_work_s")
     assert work.verdict == "inconclusive"
@@ -110,11 +107,8 @@ def test_gpu_time_decides_where_the_wall_clock_is_open() -> None:
     """Steps that vary by 13 % from process to process, as measured for a small model; GPU time that hardly does."""
 
     def run(backend: str, n: int, wall_s: float, work_s: float) -> Loaded:
-        file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
-        seen = Fingerprint(
-            file=file, device="cuda", kernels=1, launches=1, device_s=9.0, passes_s=[work_s], sha256="f" * 64
-        )
-        return Loaded(record(backend, step_s=(wall_s,) * 4, fingerprint=seen, serial=n), Path("nowhere"))
+        made = record(backend, step_s=(wall_s,) * 4, fingerprint=profiled(work_s), serial=n)
+        return Loaded(made, Path("nowhere"))
 
     walls, works = ((1.0, 1.2), (1.1, 0.9), (0.9, 1.0), (1.2, 1.1)), (0.3001, 0.3000, 0.3002, 0.2999)
     runs = paired.Runs(pairs=[
@@ -131,18 +125,9 @@ def test_gpu_time_decides_where_the_wall_clock_is_open() -> None:
 
 def test_an_open_rate_beside_unchanged_gpu_time_passes_and_says_what_it_could_show() -> None:
     walls, works = (1.0, 1.2, 0.9, 1.1), (0.3001, 0.3000, 0.3002, 0.2999)
-    file = FileRef(path="fingerprint.json", sha256="0" * 64, size_bytes=1)
 
     def run(n: int) -> Loaded:
-        seen = Fingerprint(
-            file=file,
-            device="cuda",
-            kernels=1,
-            launches=1,
-            device_s=9.0,
-            passes_s=[works[n % 4] * (1 + n / 1e5)],
-            sha256="f" * 64,
-        )
+        seen = profiled(works[n % 4] * (1 + n / 1e5))
         return Loaded(record("unsloth", step_s=(walls[n % 4],) * 4, fingerprint=seen, serial=n), Path("nowhere"))
 
     runs = paired.Runs(pairs=[(run(n), run(5 + n)) for n in range(4)])
